@@ -1,0 +1,125 @@
+"""The settings of every stage, with their defaults, units and ranges.
+
+Each is a small frozen dataclass checked when it is made. `SortConfig` holds one of each; `to_dict` and `from_dict` turn it
+into plain data for files and back, with an error that names any unknown setting.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from sortcore.errors import ConfigError
+
+
+def setting(default: Any, help: str, unit: str = "", low: float | None = None, high: float | None = None, choices: tuple = ()) -> Any:
+    """A dataclass field that knows what it means and what it may be."""
+    return field(default=default, metadata={"help": help, "unit": unit, "low": low, "high": high, "choices": choices})
+
+
+class Checked:
+    """Checks every field against the range and choices of its `setting`."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):  # type: ignore[arg-type]
+            check(f, getattr(self, f.name), type(self).__name__)
+
+
+def check(f: dataclasses.Field, value: Any, owner: str) -> None:
+    """Raise ConfigError unless `value` is of the default's kind, in range and among the choices."""
+    meta, name = f.metadata, f"{owner}.{f.name}"
+    if not meta:
+        return
+    number = isinstance(f.default, (int, float)) and not isinstance(f.default, bool)
+    if number and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        unit = f" in {meta['unit']}" if meta["unit"] else ""
+        raise ConfigError(f"{name} must be a number{unit}, but it is {value!r}.")
+    if isinstance(f.default, int) and number and int(value) != value:
+        raise ConfigError(f"{name} must be a whole number, but it is {value!r}.")
+    if isinstance(f.default, bool) and not isinstance(value, bool):
+        raise ConfigError(f"{name} must be true or false, but it is {value!r}.")
+    if meta["choices"] and value not in meta["choices"]:
+        raise ConfigError(f"{name} must be one of {', '.join(map(str, meta['choices']))}, but it is {value!r}.")
+    low, high = meta["low"], meta["high"]
+    if number and ((low is not None and not value >= low) or (high is not None and not value <= high)):
+        raise ConfigError(f"{name} must lie between {low} and {high} {meta['unit']}".rstrip() + f", but it is {value}.")
+
+
+@dataclass(frozen=True)
+class PreprocessConfig(Checked):
+    highpass_hz: float = setting(300.0, "lower edge of the band-pass filter", "Hz", 1.0, 5000.0)
+    lowpass_hz: float = setting(0.0, "upper edge of the band-pass filter; 0 leaves the high frequencies to the whitening", "Hz", 0.0)
+    reference: str = setting("auto", "common reference taken off each sample: median of the shank, median of a ring (local), none; auto takes the median from 32 channels a shank on", choices=("auto", "median", "local", "none"))
+    whitening_um: float = setting(100.0, "contacts within this distance are whitened together", "um", 0.0)
+    whiten_time: bool = setting(True, "whiten in time as well as in space")
+    artifact_sd: float = setting(60.0, "a sample beyond this many noise standard deviations of its channel, wider than a spike can be, is masked", "sd", 10.0)
+    noise_seconds: float = setting(20.0, "length of the samples from which the noise is learned", "s", 0.5)
+
+
+@dataclass(frozen=True)
+class DetectConfig(Checked):
+    false_alarm_hz: float = setting(0.1, "detections per channel and second in pure noise", "Hz", 1e-6, 100.0)
+    radius_um: float = setting(75.0, "an event is one event within this distance", "um", 1.0)
+    dead_time_ms: float = setting(0.4, "and within this time", "ms", 0.05, 5.0)
+
+
+@dataclass(frozen=True)
+class InitializeConfig(Checked):
+    min_spikes: int = setting(12, "smallest cluster that becomes a unit", "spikes", 2)
+    n_components: int = setting(8, "principal components in which spikes are clustered", "", 1, 50)
+    radius_um: float = setting(100.0, "channels whose waveforms are looked at", "um", 1.0)
+
+
+@dataclass(frozen=True)
+class FitConfig(Checked):
+    sample_seconds: float = setting(120.0, "length of the sample on which templates are learned", "s", 1.0)
+    iterations: int = setting(3, "rounds of coordinate ascent", "", 1, 50)
+    rank: int = setting(5, "rank of a template", "", 1, 20)
+    before_ms: float = setting(1.0, "template before the trough", "ms", 0.2, 5.0)
+    after_ms: float = setting(1.8, "template after the trough", "ms", 0.2, 5.0)
+
+
+@dataclass(frozen=True)
+class PursuitConfig(Checked):
+    subsamples: int = setting(8, "sub-sample shifts a spike may take", "", 1, 32)
+    amplitude_prior: bool = setting(True, "judge a spike by its unit's mean amplitude and spread as well")
+    chunk_seconds: float = setting(1.0, "recording worked on at once", "s", 0.05, 60.0)
+
+
+@dataclass(frozen=True)
+class CurateConfig(Checked):
+    refractory_ms: float = setting(1.5, "no cell fires twice within this time", "ms", 0.1, 20.0)
+    max_contamination: float = setting(0.2, "a good unit's contamination stays under this", "share", 0.0, 1.0)
+    min_snr: float = setting(4.0, "a unit whose whitened waveform has a smaller norm is labelled noise", "sd", 0.0)
+
+
+@dataclass(frozen=True)
+class SortConfig:
+    """All settings of the sorter. The defaults are meant to be kept."""
+
+    preprocess: PreprocessConfig = PreprocessConfig()
+    detect: DetectConfig = DetectConfig()
+    initialize: InitializeConfig = InitializeConfig()
+    fit: FitConfig = FitConfig()
+    pursuit: PursuitConfig = PursuitConfig()
+    curate: CurateConfig = CurateConfig()
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, dict[str, Any]]) -> SortConfig:
+        """The inverse of `to_dict`; missing settings keep their defaults, unknown ones raise ConfigError."""
+        parts, known = {}, {f.name: type(f.default) for f in fields(cls)}
+        for section, settings in values.items():
+            if section not in known:
+                raise ConfigError(f"There is no section {section!r} in the settings; there are {', '.join(known)}.")
+            if not isinstance(settings, dict):
+                raise ConfigError(f"Section {section!r} must be a table of settings, but it is {settings!r}.")
+            names = [f.name for f in fields(known[section])]
+            for name in settings:
+                if name not in names:
+                    raise ConfigError(f"There is no setting {name!r} in {section!r}; there are {', '.join(names)}.")
+            parts[section] = known[section](**settings)
+        return cls(**parts)

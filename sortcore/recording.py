@@ -1,0 +1,140 @@
+"""Reading recordings in pieces.
+
+The engine sees any recording through the small `Recording` protocol: the SpikeInterface plug-in, a numpy array and a
+raw binary file all fit it. Stored values are turned into (channels, samples) here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from sortcore.errors import RecordingError
+
+
+@runtime_checkable
+class Recording(Protocol):
+    """What the engine asks of a recording.
+
+    fs: samples per second
+    n_channels: N
+    segment_lengths: samples of each segment; sample numbers run on from one segment to the next
+    gain_uv, offset: (N,) microvolts = gain_uv * (stored - offset)
+    """
+
+    fs: float
+    n_channels: int
+    segment_lengths: tuple[int, ...]
+    gain_uv: np.ndarray
+    offset: np.ndarray
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """(stop - start, N) stored values, any real dtype; start and stop lie in one segment."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArrayRecording:
+    """A recording that is an array (or memory map) of shape (samples, channels)."""
+
+    data: np.ndarray
+    fs: float
+    gain_uv: np.ndarray
+    offset: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.data.ndim != 2 or 0 in self.data.shape:
+            raise RecordingError(f"A recording must be (samples, channels) and not empty, but its shape is {self.data.shape}.")
+        if self.data.dtype.kind not in "iuf":
+            raise RecordingError(f"A recording must hold integers or floats, but its dtype is {self.data.dtype}.")
+        if not np.isfinite(self.fs) or self.fs <= 0:
+            raise RecordingError(f"The sampling rate must be positive, but it is {self.fs}.")
+        for name in ("gain_uv", "offset"):
+            value = np.broadcast_to(np.asarray(getattr(self, name), dtype=np.float64), (self.data.shape[1],))
+            object.__setattr__(self, name, value)
+        if not np.isfinite(self.gain_uv).all() or (self.gain_uv == 0).any():
+            raise RecordingError("Some gains are zero or not finite; give --gain-uv, the microvolts of one stored unit.")
+
+    @property
+    def n_channels(self) -> int:
+        return self.data.shape[1]
+
+    @property
+    def segment_lengths(self) -> tuple[int, ...]:
+        return (self.data.shape[0],)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return np.asarray(self.data[start:stop])
+
+
+def array_recording(data: np.ndarray, fs: float, gain_uv: float | np.ndarray = 1.0, offset: float | np.ndarray | None = None) -> ArrayRecording:
+    """A recording from an array (samples, channels).
+
+    offset defaults to the middle of the range for unsigned integers, and to zero otherwise; a constant offset left
+    over is removed by the band-pass filter in any case.
+    """
+    if offset is None:
+        offset = 2.0 ** (8 * data.dtype.itemsize - 1) if data.dtype.kind == "u" else 0.0
+    return ArrayRecording(data, float(fs), gain_uv, offset)  # type: ignore[arg-type]
+
+
+def binary_recording(path: str | Path, n_channels: int, fs: float, dtype: str = "int16", gain_uv: float | np.ndarray = 1.0,
+                     offset: float | np.ndarray | None = None, skip_bytes: int = 0) -> ArrayRecording:
+    """A raw binary file, time-major: all channels of the first sample, then of the second.
+
+    Raises RecordingError where the file is missing, empty, or no multiple of the channels.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RecordingError(f"There is no file {path}.")
+    try:
+        kind = np.dtype(dtype)
+    except TypeError as error:
+        raise RecordingError(f"{dtype!r} is no numpy dtype; use int16, uint16, int32, float32 and the like.") from error
+    if n_channels < 1:
+        raise RecordingError(f"A recording needs at least one channel, but --channels is {n_channels}.")
+    size = path.stat().st_size - skip_bytes
+    row = kind.itemsize * n_channels
+    if size < row:
+        raise RecordingError(f"{path} holds {size} bytes, less than one sample of {n_channels} channels of {kind}.")
+    if size % row:
+        raise RecordingError(
+            f"{path} holds {size} bytes, which is no multiple of {n_channels} channels of {kind} ({row} bytes a sample). "
+            "Check --channels and --dtype; if the file was cut short, remove the incomplete last sample."
+        )
+    data = np.memmap(path, dtype=kind, mode="r", offset=skip_bytes, shape=(size // row, n_channels))
+    return array_recording(data, fs, gain_uv, offset)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Samples start to stop of a recording, and the segment (first to last) that they lie in."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+def chunks(segment_lengths: tuple[int, ...], size: int) -> Iterator[Chunk]:
+    """Cut every segment into chunks of `size` samples; the last of a segment may be shorter."""
+    first = 0
+    for length in segment_lengths:
+        last = first + length
+        for start in range(first, last, size):
+            yield Chunk(start, min(start + size, last), first, last)
+        first = last
+
+
+def read_padded(recording: Recording, chunk: Chunk, margin: int) -> np.ndarray:
+    """(T + 2 margin, N) stored values around a chunk; beyond the segment the edge sample is repeated."""
+    low, high = max(chunk.start - margin, chunk.first), min(chunk.stop + margin, chunk.last)
+    data = recording.read(low, high)
+    if len(data) != high - low:
+        raise RecordingError(f"The recording ended early: samples {low} to {high} were asked for, {len(data)} came. Is the file still there?")
+    before, after = low - (chunk.start - margin), chunk.stop + margin - high
+    return np.pad(data, ((before, after), (0, 0)), mode="edge") if before or after else data

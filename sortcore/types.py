@@ -1,0 +1,279 @@
+"""The records that the stages hand to each other.
+
+Inside the engine an array is (channels, samples) float32, a time is a sample and an amplitude is in units of the
+whitened noise (sigma = 1). Outside, times are seconds, positions micrometres and amplitudes microvolts.
+
+Letters for sizes: N channels, T samples, K units, R rank, D samples of a template, S spikes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sortcore.errors import ProbeError
+
+LABELS = ("good", "mua", "noise")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Where the contacts are.
+
+    positions_um: (N, 2) contact positions in micrometres, in the order of the recording's channels
+    shank: (N,) integer shank (or tetrode) of each contact; a template never spans two
+    name: for people
+    """
+
+    positions_um: np.ndarray
+    shank: np.ndarray
+    name: str = "probe"
+
+    def __post_init__(self) -> None:
+        positions = np.asarray(self.positions_um, dtype=np.float64)
+        if positions.ndim != 2 or positions.shape[1] != 2:
+            raise ProbeError(f"Contact positions must be (channels, 2) in micrometres, but they are {positions.shape}.")
+        if not np.isfinite(positions).all():
+            raise ProbeError("Some contact positions are NaN or infinite; every contact needs a position.")
+        shank = np.asarray(self.shank, dtype=np.int64)
+        if shank.shape != (len(positions),):
+            raise ProbeError(f"There are {len(positions)} contacts but {shank.shape} shank numbers; expected one each.")
+        object.__setattr__(self, "positions_um", positions)
+        object.__setattr__(self, "shank", shank)
+
+    @property
+    def n_channels(self) -> int:
+        return len(self.positions_um)
+
+    @classmethod
+    def independent(cls, n_channels: int) -> Probe:
+        """A stand-in where geometry is unknown: every channel is a shank of its own."""
+        positions = np.stack([np.zeros(n_channels), 1000.0 * np.arange(n_channels)], axis=1)
+        return cls(positions, np.arange(n_channels), "independent channels")
+
+    def select(self, channels: np.ndarray) -> Probe:
+        """The probe of some of the channels, in that order."""
+        return Probe(self.positions_um[channels], self.shank[channels], self.name)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What was learned of the recording's noise: all that is needed to whiten any stretch of it.
+
+    channels: (N,) recorded channels that are used, N of n_recorded
+    n_recorded: channels of the recording
+    fs: samples per second
+    gain_uv: (N,) microvolts per stored unit
+    offset: (N,) stored units that stand for zero volts
+    probe: of the used channels
+    reference: "median", "local" or "none"
+    taps: (L,) zero-phase filter, band-pass and whitening in time, L odd
+    bandpass_taps: (L,) the band-pass alone, for waveforms in microvolts
+    whitening: (N, N) whitening in space, zero beyond each channel's neighbourhood
+    artifact_uv: (N,) a band-passed sample beyond this many microvolts is an artefact
+    bad_channels: {recorded channel: reason} for those left out
+    """
+
+    channels: np.ndarray
+    n_recorded: int
+    fs: float
+    gain_uv: np.ndarray
+    offset: np.ndarray
+    probe: Probe
+    reference: str
+    taps: np.ndarray
+    bandpass_taps: np.ndarray
+    whitening: np.ndarray
+    artifact_uv: np.ndarray
+    bad_channels: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def margin(self) -> int:
+        """Samples on either side that a whitened sample depends on."""
+        return len(self.taps) // 2
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Events found by the matched-filter detector.
+
+    samples: (S,) trough sample, increasing
+    channels: (S,) channel (of the used ones) where the event is largest
+    scores: (S,) matched-filter score, in noise standard deviations
+    """
+
+    samples: np.ndarray
+    channels: np.ndarray
+    scores: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+@dataclass(frozen=True)
+class Templates:
+    """Unit-norm waveforms W_k = footprints_k' profiles_k of the convolutive semi-NMF, in whitened space.
+
+    footprints: (K, N, R) spatial factor, zero on the channels a unit does not touch
+    profiles: (K, R, D) temporal factor
+    trough: sample of a template that a spike's time refers to
+    """
+
+    footprints: np.ndarray
+    profiles: np.ndarray
+    trough: int
+
+    @property
+    def n_units(self) -> int:
+        return len(self.footprints)
+
+    def dense(self) -> np.ndarray:
+        """(K, N, D) waveforms, ||W_k||_F = 1."""
+        return np.einsum("knr,krd->knd", self.footprints, self.profiles)
+
+
+@dataclass(frozen=True)
+class Priors:
+    """What is known of a unit's amplitudes and rate.
+
+    amp_mean, amp_std: (K,) Gaussian prior of the amplitude, in noise standard deviations
+    rate_hz: (K,) spikes per second
+    """
+
+    amp_mean: np.ndarray
+    amp_std: np.ndarray
+    rate_hz: np.ndarray
+
+
+@dataclass(frozen=True)
+class Model:
+    """Everything learned from a recording, and all that `deconvolve` needs beside the data.
+
+    scale_uv: (K,) microvolts at the trough of the largest channel for an amplitude of one
+    templates_uv: (K, N, D) mean band-passed waveforms in microvolts, on the used channels
+    """
+
+    preprocessing: Preprocessing
+    templates: Templates
+    priors: Priors
+    scale_uv: np.ndarray
+    templates_uv: np.ndarray
+
+
+@dataclass(frozen=True)
+class Spikes:
+    """Spikes in order of time.
+
+    samples: (S,) int64 trough sample in the recording (segments end to end)
+    shifts: (S,) float32 sub-sample shift to be added to `samples`
+    units: (S,) int64 index of the unit, 0 to K - 1
+    amplitudes: (S,) float32 amplitude in noise standard deviations
+    scores: (S,) float32 what the spike adds to the log joint (log odds in nats; above 0 for every spike kept)
+    """
+
+    samples: np.ndarray
+    shifts: np.ndarray
+    units: np.ndarray
+    amplitudes: np.ndarray
+    scores: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @classmethod
+    def empty(cls) -> Spikes:
+        return cls(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32),
+                   np.zeros(0, np.float32))
+
+    def select(self, index: np.ndarray) -> Spikes:
+        return Spikes(self.samples[index], self.shifts[index], self.units[index], self.amplitudes[index], self.scores[index])
+
+    @classmethod
+    def concatenate(cls, parts: list[Spikes]) -> Spikes:
+        if not parts:
+            return cls.empty()
+        names = ("samples", "shifts", "units", "amplitudes", "scores")
+        return cls(*(np.concatenate([getattr(p, n) for p in parts]) for n in names))
+
+
+@dataclass(frozen=True)
+class Units:
+    """One row a unit; every field is an array of length K.
+
+    label: "good", "mua" or "noise"
+    n_spikes, firing_rate_hz
+    channel: recorded channel with the largest waveform
+    position_um: (K, 2) centre of mass of the waveform
+    amplitude_uv: trough-to-peak of the mean waveform on its channel
+    snr: norm of the mean whitened waveform, in noise standard deviations
+    contamination: estimated share of spikes from other cells, from refractory violations
+    contamination_upper: its 95 % upper bound: zero violations of few spikes is not zero contamination
+    missed: estimated share of spikes below threshold, from the amplitude prior
+    refractory_violations: intervals below the refractory period
+    presence: share of the recording's tenths in which the unit fires
+    """
+
+    label: np.ndarray
+    n_spikes: np.ndarray
+    firing_rate_hz: np.ndarray
+    channel: np.ndarray
+    position_um: np.ndarray
+    amplitude_uv: np.ndarray
+    snr: np.ndarray
+    contamination: np.ndarray
+    contamination_upper: np.ndarray
+    missed: np.ndarray
+    refractory_violations: np.ndarray
+    presence: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+@dataclass(frozen=True)
+class FitLog:
+    """One row an iteration of the coordinate ascent: (I,) arrays, and the steps taken in words."""
+
+    log_joint: np.ndarray
+    n_units: np.ndarray
+    n_spikes: np.ndarray
+    steps: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SortingResult:
+    """A sorted recording. `config` is the SortConfig that made it, as a nested dictionary."""
+
+    spikes: Spikes
+    units: Units
+    model: Model
+    fs: float
+    segment_lengths: tuple[int, ...]
+    config: dict
+    seed: int
+    versions: dict[str, str]
+    timings_s: dict[str, float]
+    log: FitLog
+
+    @property
+    def n_units(self) -> int:
+        return len(self.units)
+
+    @property
+    def duration_s(self) -> float:
+        return sum(self.segment_lengths) / self.fs
+
+    def spike_train(self, unit: int, seconds: bool = False) -> np.ndarray:
+        """Spike times of one unit, in samples (int64) or in seconds with the sub-sample shift."""
+        mine = self.spikes.units == unit
+        if seconds:
+            return (self.spikes.samples[mine] + self.spikes.shifts[mine].astype(np.float64)) / self.fs
+        return self.spikes.samples[mine]
+
+    @property
+    def amplitudes_uv(self) -> np.ndarray:
+        """(S,) amplitude of each spike at the trough of its unit's channel, in microvolts."""
+        if not len(self.spikes):
+            return np.zeros(0, np.float32)
+        return self.spikes.amplitudes * self.model.scale_uv[self.spikes.units]
