@@ -1,0 +1,94 @@
+"""How SpikeInterface comes to know us, in this process and in those it starts.
+
+SpikeInterface has no entry points: `spikeinterface.sorters.sorterlist` holds a list and a dictionary of sorters. `register`
+adds our class to both, in place, as soon as that module is there. It waits for the import instead of causing it, so that
+`import sorters` costs nothing.
+
+A worker process that never imports `sorters` would not know the name "sortcore". Two ways close that hole:
+
+- `run_sorter_jobs` and `run_sorter_by_property` send the function `launcher.run_sorter` to their workers (joblib's loky,
+  spawned process pools, dask). While `sorters` is imported that name stands for `sorters.spikeinterface.run_sorter`, which
+  does the same; a worker that unpickles it has to import `sorters`, and so registers.
+- Scripts that others start (slurm, containers, one's own `joblib.delayed(run_sorter)`) need `import sorters` on top, or
+  `sortcore install-hook` once: a one-line .pth file that registers in every interpreter of the environment.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import sys
+import sysconfig
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+SORTER_LIST, LAUNCHER = "spikeinterface.sorters.sorterlist", "spikeinterface.sorters.launcher"
+
+# site reads .pth files in alphabetical order: ours comes after those that put an editable install on the path.
+HOOK_NAME = "zz_sortcore_spikeinterface.pth"
+HOOK_LINE = "import importlib.util; importlib.util.find_spec('sorters.registration') and __import__('sorters')\n"
+
+
+class AfterImport(importlib.abc.MetaPathFinder):
+    """Runs `complete` on SpikeInterface's two modules right after they are imported."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
+        if name not in (SORTER_LIST, LAUNCHER):
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_and_complete(module: ModuleType) -> None:
+            execute(module)
+            complete(module)
+
+        spec.loader.exec_module = execute_and_complete  # type: ignore[method-assign]
+        return spec
+
+
+def register() -> None:
+    """Make "sortcore" known to SpikeInterface, now if it is imported, else when it is. Calling it again changes nothing."""
+    if not any(isinstance(finder, AfterImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, AfterImport())
+    for name in (SORTER_LIST, LAUNCHER):
+        module = sys.modules.get(name)
+        # a module that is still being imported is completed by the finder
+        if module is not None and not getattr(module.__spec__, "_initializing", False):
+            complete(module)
+
+
+def complete(module: ModuleType) -> None:
+    """Add our sorter to the list of sorters, or our `run_sorter` to the launcher of jobs."""
+    try:
+        from sorters.spikeinterface import SortcoreSorter, run_sorter
+    except Exception as error:  # SpikeInterface must stay usable where we are not
+        warnings.warn(f"sortcore could not be added to SpikeInterface's sorters: {error}", stacklevel=2)
+        return
+    if module.__name__ == LAUNCHER:
+        module.run_sorter = run_sorter  # type: ignore[attr-defined]
+    elif SortcoreSorter not in module.sorter_full_list:
+        module.sorter_full_list.append(SortcoreSorter)
+        module.sorter_dict[SortcoreSorter.sorter_name] = SortcoreSorter
+
+
+def install_hook(folder: str | Path | None = None) -> Path:
+    """Write the .pth file that registers us in every interpreter of this environment; returns its path."""
+    path = hook_path(folder)
+    path.write_text(HOOK_LINE, encoding="utf8")
+    return path
+
+
+def remove_hook(folder: str | Path | None = None) -> bool:
+    """Take the .pth file away; False where there was none."""
+    path = hook_path(folder)
+    there = path.is_file()
+    path.unlink(missing_ok=True)
+    return there
+
+
+def hook_path(folder: str | Path | None = None) -> Path:
+    return Path(folder or sysconfig.get_paths()["purelib"]) / HOOK_NAME
