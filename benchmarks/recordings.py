@@ -1,0 +1,171 @@
+"""Recordings with known spikes: folders that are there, and generators whose output becomes such a folder.
+
+A folder holds recording.bin (int16, time-major), probe.json (probeinterface), info.json (fs, n_channels, n_samples, gain_uv)
+and truth.npz (spike_samples, spike_units, snr). A generator is named KIND:key=value,..., for example
+
+    si-still:channels=32,units=40,seconds=60,seed=1
+
+with KIND one of
+    si-still, si-drift   SpikeInterface's generate_drifting_recording, before and after a zigzag drift of 40 um
+    si-tetrode           SpikeInterface's generate_ground_truth_recording on a tetrode
+    sortcore             this project's own simulator
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.signal import butter, sosfiltfilt
+
+from benchmarks.trains import Truth, load_truth
+
+GAIN_UV = 0.195
+FS = 30000.0
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a generator is asked for."""
+
+    kind: str
+    channels: int = 32
+    units: int = 20
+    seconds: float = 60.0
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.channels}ch-{self.units}units-{self.seconds:g}s-seed{self.seed}"
+
+
+def parse_spec(text: str) -> Spec:
+    """KIND:key=value,... as a Spec. Raises ValueError naming what is known."""
+    kind, _, rest = text.partition(":")
+    if kind not in GENERATORS:
+        raise ValueError(f"{text!r} is neither a folder nor a generator; the generators are {', '.join(GENERATORS)}.")
+    types = {f.name: {"int": int, "float": float}[f.type] for f in fields(Spec) if f.name != "kind"}
+    values: dict[str, Any] = {"channels": 4, "units": 8} if kind == "si-tetrode" else {}
+    for part in filter(None, rest.split(",")):
+        key, _, value = part.partition("=")
+        if key not in types:
+            raise ValueError(f"{key!r} in {text!r} is unknown; use {', '.join(types)}, as in si-still:channels=32,units=40.")
+        values[key] = types[key](value)
+    return Spec(kind, **values)
+
+
+def resolve(text: str, out: Path) -> Path:
+    """The folder of a recording; a generated one is written under `out` once."""
+    if (Path(text) / "truth.npz").is_file():
+        return Path(text)
+    if Path(text).is_dir():
+        raise ValueError(f"{text} holds no truth.npz; a recording folder has recording.bin, probe.json, info.json and truth.npz.")
+    spec = parse_spec(text)
+    folder = out / "recordings" / spec.name
+    if not (folder / "truth.npz").is_file():
+        write_folder(folder, *GENERATORS[spec.kind](spec))
+    return folder
+
+
+def write_folder(folder: Path, recording: Any, sorting: Any) -> None:
+    """Store a SpikeInterface recording in microvolts and its true sorting as a recording folder; truth.npz comes last."""
+    import spikeinterface.preprocessing as spre
+    from probeinterface import write_probeinterface
+    from spikeinterface.core import write_binary_recording
+
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = spre.astype(spre.scale(recording, gain=1 / GAIN_UV), "int16", round=True)
+    write_binary_recording(whole, [folder / "recording.bin"], dtype="int16", n_jobs=1, progress_bar=False)
+    write_probeinterface(folder / "probe.json", recording.get_probegroup())
+    spikes, fs = sorting.to_spike_vector(), recording.get_sampling_frequency()
+    n_samples, positions = recording.get_num_samples(), recording.get_channel_locations()
+    info = dict(fs=fs, n_channels=recording.get_num_channels(), n_samples=n_samples, seconds=n_samples / fs, dtype="int16", gain_uv=GAIN_UV)
+    (folder / "info.json").write_text(json.dumps(info, indent=1))
+    snr, channel = measure_snr(folder, spikes["sample_index"], spikes["unit_index"], len(sorting.unit_ids))
+    np.savez_compressed(folder / "truth.npz", spike_samples=spikes["sample_index"], spike_units=spikes["unit_index"], positions_um=positions,
+                        snr=snr, best_channel=channel, fs=fs)
+
+
+def measure_snr(folder: Path, samples: np.ndarray, units: np.ndarray, n_units: int, n_spikes: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """(U,) half the peak-to-peak of each unit's mean waveform over the noise of that channel (MAD of the first ten seconds,
+    300 to 6000 Hz), and (U,) the channel. NaN and 0 for a unit without spikes."""
+    info = json.loads((folder / "info.json").read_text())
+    fs, n = float(info["fs"]), int(info["n_samples"])
+    data = np.memmap(folder / "recording.bin", dtype=info.get("dtype", "int16"), mode="r", shape=(n, int(info["n_channels"])))
+    sos = butter(3, [300, min(6000, 0.45 * fs)], "bandpass", fs=fs, output="sos")
+    part = sosfiltfilt(sos, np.asarray(data[: int(10 * fs)], np.float32), axis=0)
+    noise = np.median(np.abs(part - np.median(part, axis=0)), axis=0) / 0.6745
+    half, margin = int(0.0015 * fs), int(0.01 * fs)
+    snr, channel = np.full(n_units, np.nan), np.zeros(n_units, np.int64)
+    for u in range(n_units):
+        train = samples[(units == u) & (samples > half + margin) & (samples < n - half - margin)]
+        train = train[np.linspace(0, len(train) - 1, min(len(train), n_spikes)).astype(int)] if len(train) else train
+        if not len(train):
+            continue
+        mean = np.mean([data[t - half - margin : t + half + margin].astype(np.float32) for t in train], axis=0)
+        size = np.ptp(sosfiltfilt(sos, mean, axis=0)[margin:-margin], axis=0)
+        ratio = size / 2 / np.maximum(noise, 1e-9)
+        channel[u] = size.argmax()
+        snr[u] = ratio[channel[u]]
+    return snr, channel
+
+
+def known_truth(folder: Path, cache: Path) -> Truth:
+    """The truth of a folder, with the signal-to-noise ratio measured (once, kept in `cache`) where it does not say."""
+    truth = load_truth(folder)
+    if not np.isnan(truth.snr).all() or not truth.trains.n_units:
+        return truth
+    file = cache / "snr.npz"
+    if not file.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        snr, channel = measure_snr(folder, truth.trains.samples, truth.trains.units, truth.trains.n_units)
+        np.savez(file, snr=snr, best_channel=channel)
+    with np.load(file) as z:
+        return Truth(truth.name, truth.trains, truth.n_samples, z["snr"], z["best_channel"], truth.positions_um)
+
+
+def open_recording(folder: Path) -> Any:
+    """The SpikeInterface recording of a folder, with its probe."""
+    from probeinterface import read_probeinterface
+    from spikeinterface.core import read_binary
+
+    info = json.loads((folder / "info.json").read_text())
+    recording = read_binary(folder / "recording.bin", sampling_frequency=info["fs"], dtype=info.get("dtype", "int16"),
+                            num_channels=info["n_channels"], gain_to_uV=info["gain_uv"], offset_to_uV=0.0)
+    return recording.set_probegroup(read_probeinterface(folder / "probe.json")) or recording
+
+
+def _spikeinterface_drifting(spec: Spec, moving: bool) -> tuple[Any, Any]:
+    from spikeinterface.generation import generate_drifting_recording
+
+    zigzag = dict(drift_mode="zigzag", non_rigid_gradient=None, t_start_drift=spec.seconds / 5, t_end_drift=None, period_s=spec.seconds / 2)
+    still, drifting, sorting = generate_drifting_recording(
+        num_units=spec.units, duration=spec.seconds, sampling_frequency=FS, probe_name=None, seed=spec.seed, amplitude_std=0.05,
+        generate_probe_kwargs=dict(num_columns=2, num_contact_per_column=[spec.channels // 2] * 2, xpitch=16, ypitch=20,
+                                   y_shift_per_column=[0, 10], contact_shapes="square", contact_shape_params=dict(width=12)),
+        generate_displacement_vector_kwargs=dict(displacement_sampling_frequency=5.0, drift_start_um=[0, 20], drift_stop_um=[0, -20],
+                                                 drift_step_um=1, motion_list=[zigzag]),
+        generate_sorting_kwargs=dict(firing_rates=(1.0, 12.0), refractory_period_ms=3.0))
+    return (drifting if moving else still), sorting
+
+
+def _spikeinterface_tetrode(spec: Spec) -> tuple[Any, Any]:
+    from probeinterface import generate_tetrode
+    from spikeinterface.generation import generate_ground_truth_recording
+
+    probe = generate_tetrode()
+    probe.set_device_channel_indices(np.arange(4))
+    return generate_ground_truth_recording(durations=[spec.seconds], sampling_frequency=FS, num_channels=4, num_units=spec.units, probe=probe,
+                                           seed=spec.seed, noise_kwargs=dict(noise_levels=8.0, strategy="on_the_fly"),
+                                           generate_sorting_kwargs=dict(firing_rates=(2.0, 15.0), refractory_period_ms=3.0))
+
+
+GENERATORS: dict[str, Callable[[Spec], tuple[Any, Any]]] = {
+    "si-still": lambda spec: _spikeinterface_drifting(spec, moving=False),
+    "si-drift": lambda spec: _spikeinterface_drifting(spec, moving=True),
+    "si-tetrode": _spikeinterface_tetrode,
+}
