@@ -19,3 +19,7 @@ class ConfigError(SortcoreError):
 
 class OutputError(SortcoreError):
     """The result cannot be written, or a saved one cannot be read."""
+
+
+class ModelError(SortcoreError, ValueError):
+    """Arrays or numbers given to the model do not fit together, or lie outside their range."""
