@@ -144,6 +144,15 @@ def test_exact_separation_never_lets_the_log_joint_fall():
         assert all((np.diff(np.flatnonzero(a)) >= 8).all() for a in found.amplitudes.numpy())
 
 
+def test_greedy_separation_may_step_down_where_spikes_crowd():
+    generator = torch.Generator().manual_seed(10)
+    X = torch.randn(2, 60, generator=generator, dtype=torch.float64) * 2
+    start = torch.randn(2, 2, 8, generator=generator, dtype=torch.float64)
+    climbs = [never_falls(reference.convolutive_ascent(X, start, rank=1, amp_rate=0.2, noise_std=1.0, separate=separate).log_joint)
+              for separate in (reference.separate_greedily, reference.separate_exactly)]
+    assert climbs == [False, True]
+
+
 def test_waveforms_stay_unit_norm_and_low_rank(planted):
     W, _, _, X = planted
     found = reference.convolutive_ascent(X, torch.from_numpy(W), rank=2, amp_rate=AMP_RATE, noise_std=NOISE_STD, iterations=2)
