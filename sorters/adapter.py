@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from sortcore.errors import ProbeError, RecordingError
+from sortcore.probes import match_probe, number_shanks, probe_from_dict, side_by_side
 from sortcore.types import Probe
-
-MIN_SHANK_GAP_UM = 200.0
 
 
 class SpikeInterfaceRecording:
@@ -61,7 +60,8 @@ def gain_and_offset(recording: Any) -> tuple[np.ndarray, np.ndarray]:
 def probe_of(recording: Any) -> Probe:
     """The engine's probe of a SpikeInterface recording; independent channels, with a warning, where it has none.
 
-    Channels of different probes, shanks or values of the property "group" are different shanks.
+    Channels of different probes, shanks or values of the property "group" are different shanks. Raises ProbeError where
+    two contacts of a shank lie at the same place.
     """
     n = recording.get_num_channels()
     if not recording.has_probe():
@@ -69,37 +69,29 @@ def probe_of(recording: Any) -> Probe:
                       "if neighbouring channels see the same spikes.", stacklevel=2)
         return Probe.independent(n)
     group = recording.get_probegroup()
-    positions = np.concatenate([np.asarray(p.contact_positions, dtype=np.float64) for p in group.probes])
-    if positions.shape[1] == 3:
-        positions = positions[:, np.sort(np.argsort(np.ptp(positions, axis=0), kind="stable")[1:])]  # the plane it extends in
-    number = np.repeat(np.arange(len(group.probes)), [p.get_contact_count() for p in group.probes])
-    shank_ids = np.concatenate([np.full(p.get_contact_count(), "") if p.shank_ids is None else np.asarray(p.shank_ids, dtype=str)
-                                for p in group.probes])
-    order = np.argsort(group.get_global_device_channel_indices()["device_channel_indices"], kind="stable")
+    name = str(group.probes[0].name or group.probes[0].model_name or "probe")
+    probe = match_probe(probe_from_dict(group.to_dict(array_as_list=True), name), n)
     groups = recording.get_property("group")
-    groups = np.zeros(n, dtype=int) if groups is None else groups
-    keys = [f"{number[c]}/{shank_ids[c]}/{groups[i]}" for i, c in enumerate(order)]
-    shank = np.unique(keys, return_inverse=True)[1]
-    name = group.probes[0].name or group.probes[0].model_name or "probe"
-    return Probe(spread_shanks(positions[order], shank), shank, str(name))
+    shank = probe.shank if groups is None else number_shanks([(int(s), str(g)) for s, g in zip(probe.shank, groups, strict=True)])
+    return set_apart(Probe(probe.positions_um, shank, name))
 
 
-def spread_shanks(positions_um: np.ndarray, shank: np.ndarray) -> np.ndarray:
-    """Move shanks apart that share a place, as tetrodes given without their distances do; two contacts of one shank must not."""
-    for s in np.unique(shank):
-        mine = np.flatnonzero(shank == s)
-        _, first, count = np.unique(positions_um[mine], axis=0, return_index=True, return_counts=True)
+def set_apart(probe: Probe) -> Probe:
+    """Move shanks apart that share a place, as tetrodes do that are given without their distances.
+
+    Raises ProbeError where two contacts of one shank lie at the same place.
+    """
+    positions = probe.positions_um
+    members = [np.flatnonzero(probe.shank == s) for s in np.unique(probe.shank)]
+    for mine in members:
+        places, which, count = np.unique(positions[mine], axis=0, return_inverse=True, return_counts=True)
         if (count > 1).any():
-            where = positions_um[mine[first[count > 1][0]]]
-            same = mine[(positions_um[mine] == where).all(axis=1)]
-            raise ProbeError(f"Channels {', '.join(map(str, same))} lie at the same place, ({where[0]:g}, {where[1]:g}) um; every contact of a "
-                             "shank needs its own. Mend the probe, or give each group of channels its own shank.")
-    if len(np.unique(positions_um, axis=0)) == len(positions_um):
-        return positions_um
-    moved, edge = positions_um.copy(), None
-    for s in np.unique(shank):
-        mine = shank == s
-        if edge is not None:
-            moved[mine, 0] += edge + MIN_SHANK_GAP_UM - moved[mine, 0].min()
-        edge = moved[mine, 0].max()
-    return moved
+            place = int(np.argmax(count > 1))
+            channels, (x, y) = mine[which.ravel() == place], places[place]
+            raise ProbeError(f"Channels {', '.join(map(str, channels))} lie at the same place, ({x:g}, {y:g}) um; every contact of a shank needs "
+                             "its own. Mend the probe, or put the channels on different shanks.")
+    if len(np.unique(positions, axis=0)) == len(positions):
+        return probe
+    apart = np.empty_like(positions)
+    apart[np.concatenate(members)] = side_by_side([positions[mine] for mine in members])
+    return Probe(apart, probe.shank, probe.name)
