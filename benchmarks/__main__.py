@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.diagnose import Diagnosis, diagnose, summarise
+from benchmarks.causes import Diagnosis, diagnose
+from benchmarks.diagnose import summarise
 from benchmarks.measure import run_measured
 from benchmarks.recordings import known_truth, resolve
 from benchmarks.report import key, read_lines, table, write_units
@@ -43,7 +44,8 @@ def score_line(truth: Truth, found: Trains, folder: Path, below: float) -> dict[
 
     result, units, extras = diagnose(truth, found)
     (folder / "diagnosis.txt").write_text(summarise(truth, result, units, extras, below) + "\n")
-    draw_confusion(folder / "confusion.png", f"{truth.name}: {folder.name}, accuracy {np.mean(result.accuracy):.3f}", result, truth.trains.ids, found.ids)
+    title = f"{truth.name}: {folder.name}, accuracy {np.mean(result.accuracy):.3f}"
+    draw_confusion(folder / "confusion.png", title, result, truth.trains.ids, found.ids)
     line: dict[str, Any] = result.summary()
     line["accuracy_1ms"] = score(truth, found, WIDE_MS).summary()["accuracy"]
     line["units"] = unit_columns(units)
@@ -65,9 +67,11 @@ def benchmark(folder: Path, sorter: str, parameters: dict[str, Any], a: argparse
     place = run_folder(a.out, truth.name, sorter, parameters)
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    line: dict[str, Any] = dict(recording=truth.name, sorter=sorter, parameters=parameters, duration_s=round(truth.seconds, 3),
-                                channels=info["n_channels"], n_true=truth.trains.n_units, jobs=a.jobs, cores=os.cpu_count(), machine=platform.machine())
-    command = [sys.executable, "-m", "benchmarks.runners", str(folder), sorter, str(place), "--parameters", json.dumps(parameters), "--jobs", str(a.jobs)]
+    line: dict[str, Any] = {"recording": truth.name, "sorter": sorter, "parameters": parameters, "duration_s": round(truth.seconds, 3),
+                            "channels": info["n_channels"], "n_true": truth.trains.n_units, "jobs": a.jobs, "cores": os.cpu_count(),
+                            "machine": platform.machine()}
+    command = [sys.executable, "-m", "benchmarks.runners", str(folder), sorter, str(place), "--parameters", json.dumps(parameters),
+               "--jobs", str(a.jobs)]
     measured = run_measured(command, place / "log.txt", a.limit_s)
     line["peak_mb"] = round(measured.peak_mb)
     if (place / "run.json").is_file():
@@ -100,7 +104,7 @@ def write_report(out: Path, recordings: list[str]) -> str:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recordings", nargs="+", help="folders or generators")
-    parser.add_argument("--sorters", default=SORTERS, help=f"comma-separated (default {SORTERS}); any SpikeInterface sorter, spikesift, oracle")
+    parser.add_argument("--sorters", default=SORTERS, help=f"any SpikeInterface sorter, spikesift, oracle (default {SORTERS})")
     parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
     parser.add_argument("--parameters", type=json.loads, default={}, help='JSON, {"sorter": {"name": value}}')
     parser.add_argument("--fresh", action="store_true", help="run again what has been run")
@@ -122,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     for folder in folders:
         for sorter in filter(None, a.sorters.split(",")):
             parameters = a.parameters.get(sorter, {})
-            mine = key(dict(recording=folder.resolve().name, sorter=sorter, parameters=parameters))
+            mine = key({"recording": folder.resolve().name, "sorter": sorter, "parameters": parameters})
             if not a.fresh and any(key(line) == mine and "error" not in line for line in read_lines(results)):
                 continue
             print(f"{folder.resolve().name}: {sorter} ...", file=sys.stderr, flush=True)

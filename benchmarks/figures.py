@@ -12,7 +12,8 @@ from benchmarks.report import name_of
 from benchmarks.score import Score
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  the backend comes first
+from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 MARKERS = "os^vDP*X<>"
 MEASURES = ("accuracy", "precision", "recall")
@@ -28,6 +29,7 @@ def draw_units(file: Path, recording: str, lines: list[dict[str, Any]]) -> None:
         units = line["units"]
         for column, name in enumerate(("snr", "rate_hz")):
             x = np.array([np.nan if v is None else v for v in units[name]], float)
+            x *= 1 + 0.01 * (i - (len(done) - 1) / 2)  # side by side where they agree
             for row, measure in enumerate(MEASURES):
                 axes[row, column].plot(x, units[measure], MARKERS[i % len(MARKERS)], color=f"C{i % 10}", alpha=0.65, markersize=5,
                                        label=f"{name_of(line)} ({line['accuracy']:.3f})")
@@ -37,6 +39,9 @@ def draw_units(file: Path, recording: str, lines: list[dict[str, Any]]) -> None:
     axes[-1, 1].set_xlabel("rate (Hz)")
     for axis in axes[-1]:
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes[0, 1].legend(fontsize=8, loc="lower right", title="mean accuracy", title_fontsize=8)
     figure.suptitle(recording)
     figure.savefig(file, dpi=110)
@@ -46,12 +51,10 @@ def draw_units(file: Path, recording: str, lines: list[dict[str, Any]]) -> None:
 def draw_confusion(file: Path, title: str, result: Score, true_ids: np.ndarray, sorted_ids: np.ndarray) -> None:
     """The agreement matrix: matched pairs in order of accuracy on the diagonal, then unmatched true and extra sorted units."""
     rows = np.argsort(-result.accuracy, kind="stable")
-    matched = [k for k in result.match[rows] if k >= 0]
-    extra = np.flatnonzero(result.extra)
-    if result.agreement.size:
-        rest = sorted(extra, key=lambda k: int(np.flatnonzero(rows == result.agreement[:, k].argmax())[0]))
-    else:
-        rest = extra.tolist()
+    matched = [int(k) for k in result.match[rows] if k >= 0]
+    rest = np.flatnonzero(result.extra).tolist()
+    if result.agreement.size:  # an extra unit stands by the true unit that it is most like
+        rest.sort(key=lambda k: int(np.flatnonzero(rows == result.agreement[:, k].argmax())[0]))
     columns = np.array([*matched, *rest], int)
     figure, axis = plt.subplots(figsize=(2 + 0.14 * max(len(columns), 12), 2 + 0.14 * max(len(rows), 12)), constrained_layout=True)
     shown = result.agreement[np.ix_(rows, columns)] if result.agreement.size else np.zeros((max(len(rows), 1), 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import time
 from dataclasses import dataclass
@@ -31,10 +32,8 @@ def tree_memory_mb(process: psutil.Process) -> float:
     except psutil.NoSuchProcess:
         return 0.0
     for member in family:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # it ended meanwhile
             total += member.memory_info().rss
-        except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
-            continue
     return total / 2**20
 
 
@@ -64,7 +63,5 @@ def end_tree(process: psutil.Process) -> None:
     except psutil.NoSuchProcess:
         return
     for member in family:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
-        except psutil.NoSuchProcess:
-            continue

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def parse_spec(text: str) -> Spec:
     kind, _, rest = text.partition(":")
     if kind not in GENERATORS:
         raise ValueError(f"{text!r} is neither a folder nor a generator; the generators are {', '.join(GENERATORS)}.")
-    types = {f.name: {"int": int, "float": float}[f.type] for f in fields(Spec) if f.name != "kind"}
+    types: dict[str, Any] = {"channels": int, "units": int, "seconds": float, "seed": int}
     values: dict[str, Any] = {"channels": 4, "units": 8} if kind == "si-tetrode" else {}
     for part in filter(None, rest.split(",")):
         key, _, value = part.partition("=")
@@ -67,27 +67,45 @@ def resolve(text: str, out: Path) -> Path:
     spec = parse_spec(text)
     folder = out / "recordings" / spec.name
     if not (folder / "truth.npz").is_file():
-        write_folder(folder, *GENERATORS[spec.kind](spec))
+        write_folder(folder, GENERATORS[spec.kind](spec))
     return folder
 
 
-def write_folder(folder: Path, recording: Any, sorting: Any) -> None:
-    """Store a SpikeInterface recording in microvolts and its true sorting as a recording folder; truth.npz comes last."""
+@dataclass(frozen=True)
+class Generated:
+    """What a generator made.
+
+    recording: a SpikeInterface recording in microvolts
+    samples, units: (S,) true spikes
+    amplitudes: (S,) size of each spike against its unit's template, or None where unknown
+    """
+
+    recording: Any
+    samples: np.ndarray
+    units: np.ndarray
+    n_units: int
+    amplitudes: np.ndarray | None = None
+
+
+def write_folder(folder: Path, made: Generated) -> None:
+    """Store a generated recording as a recording folder; truth.npz, which makes it one, comes last."""
     import spikeinterface.preprocessing as spre
     from probeinterface import write_probeinterface
     from spikeinterface.core import write_binary_recording
 
     folder.mkdir(parents=True, exist_ok=True)
+    recording, fs = made.recording, made.recording.get_sampling_frequency()
     whole = spre.astype(spre.scale(recording, gain=1 / GAIN_UV), "int16", round=True)
     write_binary_recording(whole, [folder / "recording.bin"], dtype="int16", n_jobs=1, progress_bar=False)
     write_probeinterface(folder / "probe.json", recording.get_probegroup())
-    spikes, fs = sorting.to_spike_vector(), recording.get_sampling_frequency()
-    n_samples, positions = recording.get_num_samples(), recording.get_channel_locations()
-    info = dict(fs=fs, n_channels=recording.get_num_channels(), n_samples=n_samples, seconds=n_samples / fs, dtype="int16", gain_uv=GAIN_UV)
+    n_samples = recording.get_num_samples()
+    info = {"fs": fs, "n_channels": recording.get_num_channels(), "n_samples": n_samples, "seconds": n_samples / fs, "dtype": "int16",
+            "gain_uv": GAIN_UV}
     (folder / "info.json").write_text(json.dumps(info, indent=1))
-    snr, channel = measure_snr(folder, spikes["sample_index"], spikes["unit_index"], len(sorting.unit_ids))
-    np.savez_compressed(folder / "truth.npz", spike_samples=spikes["sample_index"], spike_units=spikes["unit_index"], positions_um=positions,
-                        snr=snr, best_channel=channel, fs=fs)
+    snr, channel = measure_snr(folder, made.samples, made.units, made.n_units)
+    more: dict[str, Any] = {} if made.amplitudes is None else {"spike_amplitudes": made.amplitudes}
+    np.savez_compressed(folder / "truth.npz", spike_samples=made.samples, spike_units=made.units, snr=snr, best_channel=channel, fs=fs,
+                        positions_um=recording.get_channel_locations(), **more)
 
 
 def measure_snr(folder: Path, samples: np.ndarray, units: np.ndarray, n_units: int, n_spikes: int = 200) -> tuple[np.ndarray, np.ndarray]:
@@ -139,33 +157,62 @@ def open_recording(folder: Path) -> Any:
     return recording.set_probegroup(read_probeinterface(folder / "probe.json")) or recording
 
 
-def _spikeinterface_drifting(spec: Spec, moving: bool) -> tuple[Any, Any]:
+def from_spikeinterface_truth(recording: Any, sorting: Any) -> Generated:
+    """A SpikeInterface recording and its true sorting."""
+    spikes = sorting.to_spike_vector()
+    return Generated(recording, spikes["sample_index"], spikes["unit_index"], len(sorting.unit_ids))
+
+
+def generate_probe_recording(spec: Spec, moving: bool) -> Generated:
+    """Two columns of contacts, staggered; drift is a zigzag of 40 um from a fifth of the recording on."""
     from spikeinterface.generation import generate_drifting_recording
 
-    zigzag = dict(drift_mode="zigzag", non_rigid_gradient=None, t_start_drift=spec.seconds / 5, t_end_drift=None, period_s=spec.seconds / 2)
+    zigzag = {"drift_mode": "zigzag", "non_rigid_gradient": None, "t_start_drift": spec.seconds / 5, "t_end_drift": None,
+              "period_s": spec.seconds / 2}
     still, drifting, sorting = generate_drifting_recording(
         num_units=spec.units, duration=spec.seconds, sampling_frequency=FS, probe_name=None, seed=spec.seed, amplitude_std=0.05,
-        generate_probe_kwargs=dict(num_columns=2, num_contact_per_column=[spec.channels // 2] * 2, xpitch=16, ypitch=20,
-                                   y_shift_per_column=[0, 10], contact_shapes="square", contact_shape_params=dict(width=12)),
-        generate_displacement_vector_kwargs=dict(displacement_sampling_frequency=5.0, drift_start_um=[0, 20], drift_stop_um=[0, -20],
-                                                 drift_step_um=1, motion_list=[zigzag]),
-        generate_sorting_kwargs=dict(firing_rates=(1.0, 12.0), refractory_period_ms=3.0))
-    return (drifting if moving else still), sorting
+        generate_probe_kwargs={"num_columns": 2, "num_contact_per_column": [spec.channels // 2] * 2, "xpitch": 16, "ypitch": 20,
+                               "y_shift_per_column": [0, 10], "contact_shapes": "square", "contact_shape_params": {"width": 12}},
+        generate_displacement_vector_kwargs={"displacement_sampling_frequency": 5.0, "drift_start_um": [0, 20], "drift_stop_um": [0, -20],
+                                             "drift_step_um": 1, "motion_list": [zigzag]},
+        generate_sorting_kwargs={"firing_rates": (1.0, 12.0), "refractory_period_ms": 3.0})
+    return from_spikeinterface_truth(drifting if moving else still, sorting)
 
 
-def _spikeinterface_tetrode(spec: Spec) -> tuple[Any, Any]:
+def generate_tetrode_recording(spec: Spec) -> Generated:
+    """A tetrode, whatever number of channels is asked for."""
     from probeinterface import generate_tetrode
     from spikeinterface.generation import generate_ground_truth_recording
 
     probe = generate_tetrode()
     probe.set_device_channel_indices(np.arange(4))
-    return generate_ground_truth_recording(durations=[spec.seconds], sampling_frequency=FS, num_channels=4, num_units=spec.units, probe=probe,
-                                           seed=spec.seed, noise_kwargs=dict(noise_levels=8.0, strategy="on_the_fly"),
-                                           generate_sorting_kwargs=dict(firing_rates=(2.0, 15.0), refractory_period_ms=3.0))
+    return from_spikeinterface_truth(*generate_ground_truth_recording(
+        durations=[spec.seconds], sampling_frequency=FS, num_channels=4, num_units=spec.units, probe=probe, seed=spec.seed,
+        noise_kwargs={"noise_levels": 8.0, "strategy": "on_the_fly"},
+        generate_sorting_kwargs={"firing_rates": (2.0, 15.0), "refractory_period_ms": 3.0}))
 
 
-GENERATORS: dict[str, Callable[[Spec], tuple[Any, Any]]] = {
-    "si-still": lambda spec: _spikeinterface_drifting(spec, moving=False),
-    "si-drift": lambda spec: _spikeinterface_drifting(spec, moving=True),
-    "si-tetrode": _spikeinterface_tetrode,
+def generate_sortcore_recording(spec: Spec) -> Generated:
+    """This project's simulator, on the lowest contacts of a Neuropixels 1.0 probe."""
+    import probeinterface
+    from spikeinterface.core import NumpyRecording
+
+    from sortcore.probes import load_probe
+    from sortcore.simulate import simulate
+
+    probe = load_probe("neuropixels1").select(np.arange(spec.channels))
+    made = simulate(probe, spec.seconds, spec.units, fs=FS, seed=spec.seed)
+    contacts = probeinterface.Probe(ndim=2, si_units="um")
+    contacts.set_contacts(probe.positions_um, shapes="square", shape_params={"width": 12})
+    contacts.set_device_channel_indices(np.arange(spec.channels))
+    recording = NumpyRecording([made.data.astype(np.float32) * np.float32(made.gain_uv)], made.fs)
+    probed = recording.set_probe(contacts) or recording
+    return Generated(probed, made.spike_samples, made.spike_units, spec.units, made.spike_amplitudes)
+
+
+GENERATORS: dict[str, Callable[[Spec], Generated]] = {
+    "si-still": lambda spec: generate_probe_recording(spec, moving=False),
+    "si-drift": lambda spec: generate_probe_recording(spec, moving=True),
+    "si-tetrode": generate_tetrode_recording,
+    "sortcore": generate_sortcore_recording,
 }

@@ -41,7 +41,9 @@ def cell(line: dict[str, Any], column: str) -> str:
         return ""
     if column in RATIOS:
         return f"{value:.3f}"
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+    return str(value)
 
 
 def table(lines: list[dict[str, Any]]) -> str:
@@ -62,7 +64,7 @@ def table(lines: list[dict[str, Any]]) -> str:
 def markdown(rows: list[list[str]]) -> str:
     """Rows of text as an aligned markdown table; the first row is the head."""
     width = [max(len(row[i]) for row in rows if not (i == 1 and row[i].startswith("failed"))) for i in range(len(rows[0]))]
-    body = ["| " + " | ".join(text.ljust(w) for text, w in zip(row, width)) + " |" for row in rows]
+    body = ["| " + " | ".join(text.ljust(w) for text, w in zip(row, width, strict=True)) + " |" for row in rows]
     return "\n".join([body[0], "|" + "|".join("-" * (w + 2) for w in width) + "|", *body[1:]])
 
 
@@ -71,10 +73,11 @@ def write_units(file: Path, lines: list[dict[str, Any]]) -> None:
     done = [line for line in lines if "units" in line]
     if not done:
         return
-    head = ["unit", "n_spikes", "rate_hz", "snr"] + [f"{name_of(line)} {what}" for line in done for what in ("accuracy", "precision", "recall", "reason")]
+    measures = ("accuracy", "precision", "recall", "reason")
+    head = ["unit", "n_spikes", "rate_hz", "snr"] + [f"{name_of(line)} {what}" for line in done for what in measures]
     with file.open("w", newline="") as f:
         writer = csv.writer(f)
         writer.writerow(head)
         for i, unit in enumerate(done[0]["units"]["unit"]):
             about = [unit] + [done[0]["units"][name][i] for name in ("n_spikes", "rate_hz", "snr")]
-            writer.writerow(about + [line["units"][what][i] for line in done for what in ("accuracy", "precision", "recall", "reason")])
+            writer.writerow(about + [line["units"][what][i] for line in done for what in measures])

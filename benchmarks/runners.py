@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.recordings import open_recording
-from benchmarks.trains import Trains, from_spikeinterface, load_truth, make_trains, save_trains
+from benchmarks.stages import stage_seconds
+from benchmarks.trains import Trains, from_spikeinterface, load_sorted, load_truth, make_trains, save_trains
 
 PACKAGES = {"sortcore": "sortcore", "kilosort4": "kilosort", "mountainsort5": "mountainsort5", "spikesift": "spikesift"}
 
@@ -38,12 +39,14 @@ def run_oracle(folder: Path, parameters: dict[str, Any]) -> Trains:
     known = load_truth(folder).trains
     truth = to_spikeinterface(known)
     filtered = spre.bandpass_filter(open_recording(folder), 300, 6000, dtype="float32")
-    white = spre.zscore(spre.whiten(filtered, mode="local", radius_um=100.0, dtype="float32", seed=0), mode="median+mad", dtype="float32", seed=0)
+    white = spre.whiten(filtered, mode="local", radius_um=100.0, dtype="float32", seed=0)
+    white = spre.zscore(white, mode="median+mad", dtype="float32", seed=0)
     before, after = int(0.001 * known.fs), int(0.002 * known.fs)
     waves = estimate_templates(white, truth.to_spike_vector(), truth.unit_ids, before, after, operator="average", return_in_uV=False)
     size = np.ptp(waves, axis=1)
     mask = (size > 1.0) | (size == size.max(axis=1, keepdims=True))
-    templates = Templates(waves, known.fs, before, is_in_uV=False, channel_ids=white.channel_ids, unit_ids=truth.unit_ids, probe=white.get_probe())
+    templates = Templates(waves, known.fs, before, is_in_uV=False, channel_ids=white.channel_ids, unit_ids=truth.unit_ids,
+                          probe=white.get_probe())
     sparse = templates.to_sparse(ChannelSparsity(mask, truth.unit_ids, white.channel_ids))
     spikes = find_spikes_from_templates(white, sparse, method="wobble", **parameters)
     return make_trains(spikes["sample_index"], known.ids[spikes["cluster_index"]], known.fs, known.ids)
@@ -66,26 +69,20 @@ def run_spikesift(folder: Path, parameters: dict[str, Any]) -> Trains:
 
 
 def run_spikeinterface(name: str, folder: Path, parameters: dict[str, Any], work: Path) -> tuple[Trains, dict[str, float]]:
-    """Any sorter that SpikeInterface knows, ours among them, and its seconds per stage if it leaves them in timings.json."""
+    """Any sorter that SpikeInterface knows, ours among them, with the seconds per stage of ours."""
     if name == "sortcore":
-        import sorters  # noqa: F401  registers it
+        import sorters
+
+        sorters.register()
     from spikeinterface.sorters import run_sorter
 
     sorting = run_sorter(name, open_recording(folder), folder=work / "sorted", verbose=False, **parameters)
-    return from_spikeinterface(sorting), stage_seconds(work / "sorted")
-
-
-def stage_seconds(folder: Path) -> dict[str, float]:
-    """The seconds per stage that sortcore leaves in its result folder; empty where there are none."""
-    for file in sorted(folder.rglob("*.json")):
-        try:
-            content = json.loads(file.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            continue
-        stages = content.get("timings_s") if isinstance(content, dict) else None
-        if isinstance(stages, dict):
-            return {str(k): float(v) for k, v in stages.items()}
-    return {}
+    result = work / "sorted" / "sorter_output" / "result"
+    if name != "sortcore":
+        return from_spikeinterface(sorting), {}
+    # the same spikes with their amplitudes and labels
+    keep_noise = bool(parameters.get("keep_noise", False))
+    return load_sorted(result, sorting.sampling_frequency, keep_noise), stage_seconds(result)
 
 
 def version_of(name: str) -> str:
@@ -101,8 +98,9 @@ def run(folder: Path, name: str, out: Path, parameters: dict[str, Any], jobs: in
     import spikeinterface.full as si
 
     si.set_global_job_kwargs(n_jobs=jobs, progress_bar=False)
-    line: dict[str, Any] = dict(version=version_of(name))
-    work, stages = Path(tempfile.mkdtemp(prefix="benchmark-")), {}
+    line: dict[str, Any] = {"version": version_of(name)}
+    work = Path(tempfile.mkdtemp(prefix="benchmark-"))
+    stages: dict[str, float] = {}
     try:
         start = time.perf_counter()
         if name == "oracle":

@@ -36,9 +36,9 @@ class Score:
 
     def summary(self) -> dict[str, float | int | None]:
         """The numbers of one line of the table; means are over all true units."""
-        return dict(accuracy=_mean(self.accuracy), precision=_mean(self.precision), recall=_mean(self.recall), n_true=len(self.accuracy),
-                    n_sorted=len(self.extra), n80=int((self.accuracy > 0.8).sum()), n95=int((self.accuracy > 0.95).sum()),
-                    extra=int(self.extra.sum()), extra_good=self.extra_good)
+        return {"accuracy": _mean(self.accuracy), "precision": _mean(self.precision), "recall": _mean(self.recall),
+                "n_true": len(self.accuracy), "n_sorted": len(self.extra), "n80": int((self.accuracy > 0.8).sum()),
+                "n95": int((self.accuracy > 0.95).sum()), "extra": int(self.extra.sum()), "extra_good": self.extra_good}
 
 
 def _mean(values: np.ndarray) -> float:
@@ -54,7 +54,8 @@ def score(truth: Truth, found: Trains, delta_ms: float = DELTA_MS) -> Score:
         zero = np.zeros(n_true)
         good = sum(found.labels.get(int(k)) == "good" for k in found.ids) if found.labels else None
         return Score(zero, zero, zero, np.full(n_true, -1), np.zeros((n_true, n_sorted)), np.ones(n_sorted, bool), good)
-    comparison = compare_sorter_to_ground_truth(to_spikeinterface(truth.trains), to_spikeinterface(found), exhaustive_gt=True, delta_time=delta_ms)
+    known, sorting = to_spikeinterface(truth.trains), to_spikeinterface(found)
+    comparison = compare_sorter_to_ground_truth(known, sorting, exhaustive_gt=True, delta_time=delta_ms)
     performance = comparison.get_performance().loc[truth.trains.ids]
     names = comparison.hungarian_match_12.loc[truth.trains.ids].to_numpy()
     place = {int(k): i for i, k in enumerate(found.ids)}
@@ -63,6 +64,6 @@ def score(truth: Truth, found: Trains, delta_ms: float = DELTA_MS) -> Score:
     extra_good = None
     if found.labels:
         extra_good = sum(found.labels.get(int(k)) == "good" for k in found.ids[extra])
-    columns = [performance[c].to_numpy(float) for c in ("accuracy", "precision", "recall")]
+    accuracy, precision, recall = (np.nan_to_num(performance[c].to_numpy(float)) for c in ("accuracy", "precision", "recall"))
     agreement = comparison.agreement_scores.loc[truth.trains.ids, found.ids].to_numpy(float)
-    return Score(*(np.nan_to_num(c) for c in columns), match, agreement, extra, extra_good)  # type: ignore[arg-type]
+    return Score(accuracy, precision, recall, match, agreement, extra, extra_good)

@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,7 @@ def make_trains(samples: np.ndarray, units: np.ndarray, fs: float, ids: np.ndarr
     samples, units = np.asarray(samples, np.int64).ravel(), np.asarray(units).ravel()
     if samples.shape != units.shape:
         raise ValueError(f"There are {len(samples)} spike times but {len(units)} unit numbers; expected one each.")
-    ids = np.unique(units) if ids is None else np.asarray(ids)
+    ids = np.unique(units if ids is None else ids)
     order = np.argsort(samples, kind="stable")
     amplitudes = None if amplitudes is None else np.asarray(amplitudes)[order]
     return Trains(samples[order], np.searchsorted(ids, units[order]), ids, float(fs), amplitudes, labels or {})
@@ -90,17 +91,31 @@ def load_truth(folder: str | Path) -> Truth:
         stored = {k: z[k] for k in z.files}
     info = json.loads((folder / "info.json").read_text())
     snr = np.asarray(stored["snr"], float)
-    measured = folder / "snr.npy"
-    if np.isnan(snr).all() and measured.is_file():
-        snr = np.load(measured)
-    trains = make_trains(stored["spike_samples"], stored["spike_units"], info["fs"], np.arange(len(snr)))
+    trains = make_trains(stored["spike_samples"], stored["spike_units"], info["fs"], np.arange(len(snr)), stored.get("spike_amplitudes"))
     return Truth(folder.resolve().name, trains, int(info["n_samples"]), snr, stored.get("best_channel"), stored.get("positions_um"))
 
 
-def load_sorted(path: str | Path, fs: float) -> Trains:
+def load_sorted(path: str | Path, fs: float, keep_noise: bool = False) -> Trains:
     """A sorting from an .npz (spike_samples, spike_units or samples, units), a folder that holds one as spikes.npz or
-    sorting.npz, a phy folder, or the folder of a SpikeInterface sorter."""
-    path = Path(path)
+    sorting.npz (sortcore's result is one), a phy folder, or the folder of a SpikeInterface sorter.
+
+    Units labelled noise are left out, as `run_sorter` leaves them out, unless `keep_noise`.
+    """
+    trains = _load_any(Path(path), fs)
+    noise = [k for k, label in trains.labels.items() if label == "noise"]
+    return trains if keep_noise or not noise else without(trains, noise)
+
+
+def without(trains: Trains, ids: list[int]) -> Trains:
+    """The trains without some units."""
+    kept = trains.ids[~np.isin(trains.ids, ids)]
+    mine = np.isin(trains.ids[trains.units], kept)
+    amplitudes = None if trains.amplitudes is None else trains.amplitudes[mine]
+    return make_trains(trains.samples[mine], trains.ids[trains.units[mine]], trains.fs, kept, amplitudes,
+                       {k: v for k, v in trains.labels.items() if k not in ids})
+
+
+def _load_any(path: Path, fs: float) -> Trains:
     candidates = [path] if path.suffix == ".npz" else [path / "spikes.npz", path / "sorting.npz"]
     for file in candidates:
         if file.is_file():
@@ -121,49 +136,47 @@ def _load_npz(file: Path, fs: float) -> Trains:
         if samples is None or units is None:
             raise KeyError(f"{file} holds {', '.join(z.files)}; expected spike_samples and spike_units, or samples and units.")
         amplitudes = z["amplitudes"] if "amplitudes" in z.files else None
-        labels = dict(zip(z["label_ids"].tolist(), z["labels"].tolist())) if "label_ids" in z.files else read_labels(file.parent)
+        labels = dict(zip(z["label_ids"].tolist(), z["labels"].tolist(), strict=True)) if "label_ids" in z.files else {}
         ids = z["unit_ids"] if "unit_ids" in z.files else None
+    if file.name == "spikes.npz" and (file.parent / "units.npz").is_file():  # a result folder of sortcore
+        with np.load(file.parent / "units.npz") as table:
+            labels = dict(enumerate(table["label"].astype(str).tolist()))
+        ids = np.arange(len(labels))
     return make_trains(samples, units, fs, ids, amplitudes, labels)
 
 
 def read_labels(folder: Path) -> dict[int, str]:
-    """Labels of a result folder's unit table, or of phy's cluster tables; empty where there are none."""
-    tables = [("units.csv", ","), ("units.tsv", "\t"), ("cluster_group.tsv", "\t"), ("cluster_KSLabel.tsv", "\t")]
-    for name, delimiter in tables:
+    """Labels of a phy folder's cluster tables; empty where there are none."""
+    for name, column in (("cluster_group.tsv", "group"), ("cluster_KSLabel.tsv", "KSLabel")):
         if (folder / name).is_file():
             with (folder / name).open(newline="") as f:
-                rows = list(csv.DictReader(f, delimiter=delimiter))
-            for unit_key in ("unit", "unit_id", "id", "cluster_id"):
-                for label_key in ("label", "group", "KSLabel"):
-                    if rows and unit_key in rows[0] and label_key in rows[0]:
-                        return {int(r[unit_key]): r[label_key] for r in rows}
+                return {int(row["cluster_id"]): row[column] for row in csv.DictReader(f, delimiter="\t")}
     return {}
 
 
-def _read_sorter_folder(path: Path):  # type: ignore[no-untyped-def]
+def _read_sorter_folder(path: Path) -> Any:
     import importlib.util
 
     if importlib.util.find_spec("sorters"):
-        import sorters  # noqa: F401  registers sortcore, whose folder this may be
+        import sorters
+
+        sorters.register()
     from spikeinterface.sorters import read_sorter_folder
 
     return read_sorter_folder(path, register_recording=False)
 
 
-def from_spikeinterface(sorting) -> Trains:  # type: ignore[no-untyped-def]
+def from_spikeinterface(sorting: Any) -> Trains:
     """Trains of a one-segment SpikeInterface sorting; its units are numbered where their names are no integers."""
     spikes = sorting.to_spike_vector()
     ids = np.asarray(sorting.unit_ids)
     numbers = ids.astype(np.int64) if np.char.isdigit(ids.astype(str)).all() and len(ids) else np.arange(len(ids))
-    keys = [k for k in ("label", "sortcore_label", "quality", "group_label", "KSLabel") if k in sorting.get_property_keys()]
-    labels = {int(n): str(v) for n, v in zip(numbers, sorting.get_property(keys[0]))} if keys else {}
-    order = np.argsort(numbers)
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    return make_trains(spikes["sample_index"], numbers[order][rank[spikes["unit_index"]]], sorting.sampling_frequency, numbers[order], labels=labels)
+    keys = [k for k in ("label", "KSLabel") if k in sorting.get_property_keys()]
+    labels = {int(n): str(v) for n, v in zip(numbers, sorting.get_property(keys[0]), strict=True)} if keys else {}
+    return make_trains(spikes["sample_index"], numbers[spikes["unit_index"]], sorting.sampling_frequency, numbers, labels=labels)
 
 
-def to_spikeinterface(trains: Trains):  # type: ignore[no-untyped-def]
+def to_spikeinterface(trains: Trains) -> Any:
     """The same as a SpikeInterface sorting, with the same ids."""
     from spikeinterface.core import NumpySorting
 
@@ -172,6 +185,7 @@ def to_spikeinterface(trains: Trains):  # type: ignore[no-untyped-def]
 
 def save_trains(file: str | Path, trains: Trains) -> None:
     """Write an .npz that `load_sorted` reads."""
-    more = {} if trains.amplitudes is None else {"amplitudes": trains.amplitudes}
-    np.savez_compressed(file, spike_samples=trains.samples, spike_units=trains.ids[trains.units], unit_ids=trains.ids,
-                        label_ids=np.array(sorted(trains.labels), np.int64), labels=np.array([trains.labels[k] for k in sorted(trains.labels)], str), **more)
+    more: dict[str, Any] = {} if trains.amplitudes is None else {"amplitudes": trains.amplitudes}
+    if trains.labels:
+        more |= {"label_ids": np.array(list(trains.labels), np.int64), "labels": np.array(list(trains.labels.values()), str)}
+    np.savez_compressed(file, spike_samples=trains.samples, spike_units=trains.ids[trains.units], unit_ids=trains.ids, **more)
