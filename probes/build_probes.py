@@ -28,7 +28,8 @@ def column(x: float, count: int, pitch: float, start: float = 0.0, slope: float 
     return [[x + slope * i, start + pitch * i] for i in range(count)]
 
 
-def write(name: str, positions: list, shape: dict, model: str, maker: str, source: str, shanks: list | None = None, wiring: list | None = None) -> None:
+def write(name: str, positions: list, shape: dict, model: str, maker: str, source: str, shanks: list | None = None,
+          wiring: list | None = None) -> None:
     """Write one probe file; shape is {"radius": um}, {"width": um} or {"width": um, "height": um}."""
     positions = np.round(np.asarray(positions, dtype=float), 3) + 0.0  # + 0.0 turns -0.0 into 0.0
     n = len(positions)
@@ -45,12 +46,14 @@ def write(name: str, positions: list, shape: dict, model: str, maker: str, sourc
         "device_channel_indices": list(range(n)) if wiring is None else wiring,
     }
     lines = ",\n".join(f'  "{key}": {json.dumps(value)}' for key, value in probe.items())
-    (FOLDER / f"{name}.json").write_text(f'{{"specification": "probeinterface", "version": "0.4.0", "probes": [{{\n{lines}\n}}]}}\n', encoding="utf8")
+    text = f'{{"specification": "probeinterface", "version": "0.4.0", "probes": [{{\n{lines}\n}}]}}\n'
+    (FOLDER / f"{name}.json").write_text(text, encoding="utf8")
 
 
 def neuropixels() -> None:
     """The 384 contacts nearest the tip, as they are recorded by default."""
-    for name, part, model in (("neuropixels1", "NP1000", "Neuropixels 1.0"), ("neuropixels2-1shank", "NP2003", "Neuropixels 2.0 single shank"),
+    for name, part, model in (("neuropixels1", "NP1000", "Neuropixels 1.0"),
+                              ("neuropixels2-1shank", "NP2003", "Neuropixels 2.0 single shank"),
                               ("neuropixels-ultra", "NP1100", "Neuropixels Ultra")):
         probe = build_neuropixels_probe(part)
         write(name, probe.contact_positions[:384], probe.contact_shape_params[0], f"{model} ({part})", "imec", TABLE)
@@ -58,8 +61,9 @@ def neuropixels() -> None:
     shank = np.asarray(probe.shank_ids).astype(int)
     first = np.concatenate([np.flatnonzero(shank == s)[:96] for s in range(4)])
     wiring = [48 * block + i for blocks in FOUR_SHANK_BLOCKS for block in blocks for i in range(48)]
-    write("neuropixels2-4shank", probe.contact_positions[first], probe.contact_shape_params[0], "Neuropixels 2.0 four shanks (NP2013)", "imec",
-          TABLE + "; 96 contacts nearest the tip of each shank, wired as imec's channel map records them", shank[first].tolist(), wiring)
+    write("neuropixels2-4shank", probe.contact_positions[first], probe.contact_shape_params[0], "Neuropixels 2.0 four shanks (NP2013)",
+          "imec", TABLE + "; 96 contacts nearest the tip of each shank, wired as imec's channel map records them",
+          shank[first].tolist(), wiring)
 
 
 def neuronexus() -> None:
@@ -86,7 +90,8 @@ def cambridge() -> None:
 
 
 def others() -> None:
-    write("tetrode", probeinterface.generate_tetrode().contact_positions, {"radius": 6.0}, "tetrode", "hand-made", "probeinterface's generate_tetrode")
+    write("tetrode", probeinterface.generate_tetrode().contact_positions, {"radius": 6.0}, "tetrode", "hand-made",
+          "probeinterface's generate_tetrode")
     grid = [[400.0 * i, 400.0 * j] for j in range(10) for i in range(10)]
     corner = [x in (0, 3600) and y in (0, 3600) for x, y in grid]
     number = np.cumsum(np.logical_not(corner)) - 1

@@ -51,7 +51,8 @@ def load_probe(name_or_path: str | Path) -> Probe:
         return probe_from_dict(read_json(probe_folder() / f"{found}.json"), found)
     near = difflib.get_close_matches(wanted, plain, n=1, cutoff=0.5)
     hint = f" Did you mean {plain[near[0]]}?" if near else ""
-    raise ProbeError(f"There is no probe {str(name_or_path)!r}.{hint} There are {', '.join(names)}; or give the path of a probeinterface JSON file.")
+    raise ProbeError(f"There is no probe {str(name_or_path)!r}.{hint} There are {', '.join(names)}; or give the path of a "
+                     "probeinterface JSON file.")
 
 
 def match_probe(probe: Probe, n_channels: int) -> Probe:
@@ -72,7 +73,7 @@ def probe_from_dict(content: Any, name: str = "probe") -> Probe:
     """
     probes = content.get("probes") if isinstance(content, dict) else None
     if not isinstance(probes, list) or not probes:
-        raise ProbeError(f"{name} is no probeinterface file: it has no list of \"probes\".")
+        raise ProbeError(f'{name} is no probeinterface file: it has no list of "probes".')
     try:
         parts = [read_one(part, name) for part in probes]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -159,5 +160,6 @@ def join_wiring(parts: list[np.ndarray | None], n_contacts: int, name: str) -> n
     wired = wiring[wiring >= 0]
     values, counts = np.unique(wired, return_counts=True)
     if len(values) < len(wired):
-        raise ProbeError(f"{name} wires several contacts to channel {values[counts > 1][0]}; device_channel_indices must differ, over all of its probes.")
+        raise ProbeError(f"{name} wires several contacts to channel {values[counts > 1][0]}; device_channel_indices must differ, "
+                         "over all of its probes.")
     return wiring

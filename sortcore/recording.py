@@ -26,11 +26,20 @@ class Recording(Protocol):
     gain_uv, offset: (N,) microvolts = gain_uv * (stored - offset)
     """
 
-    fs: float
-    n_channels: int
-    segment_lengths: tuple[int, ...]
-    gain_uv: np.ndarray
-    offset: np.ndarray
+    @property
+    def fs(self) -> float: ...
+
+    @property
+    def n_channels(self) -> int: ...
+
+    @property
+    def segment_lengths(self) -> tuple[int, ...]: ...
+
+    @property
+    def gain_uv(self) -> np.ndarray: ...
+
+    @property
+    def offset(self) -> np.ndarray: ...
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """(stop - start, N) stored values, any real dtype; start and stop lie in one segment."""
@@ -71,7 +80,8 @@ class ArrayRecording:
         return np.asarray(self.data[start:stop])
 
 
-def array_recording(data: np.ndarray, fs: float, gain_uv: float | np.ndarray = 1.0, offset: float | np.ndarray | None = None) -> ArrayRecording:
+def array_recording(data: np.ndarray, fs: float, gain_uv: float | np.ndarray = 1.0,
+                    offset: float | np.ndarray | None = None) -> ArrayRecording:
     """A recording from an array (samples, channels).
 
     offset defaults to the middle of the range for unsigned integers, and to zero otherwise; a constant offset left
@@ -135,6 +145,8 @@ def read_padded(recording: Recording, chunk: Chunk, margin: int) -> np.ndarray:
     low, high = max(chunk.start - margin, chunk.first), min(chunk.stop + margin, chunk.last)
     data = recording.read(low, high)
     if len(data) != high - low:
-        raise RecordingError(f"The recording ended early: samples {low} to {high} were asked for, {len(data)} came. Is the file still there?")
+        raise RecordingError(
+            f"The recording ended early: samples {low} to {high} were asked for, {len(data)} came. Is the file still there?"
+        )
     before, after = low - (chunk.start - margin), chunk.stop + margin - high
     return np.pad(data, ((before, after), (0, 0)), mode="edge") if before or after else data

@@ -18,6 +18,7 @@ from sortcore.recording import ArrayRecording, array_recording
 from sortcore.types import Probe
 
 REFRACTORY_S = 0.0022
+MAX_RATE_HZ = 200.0
 BURST_DECAY = 0.82  # each spike of a burst is this much of the one before
 AMPLITUDE_SD = 0.05
 MAX_COSINE = 0.85  # two units' waveforms are not more alike than this,
@@ -74,8 +75,9 @@ class Simulation:
         return self.spike_samples[self.spike_units == unit]
 
 
-def simulate(probe: Probe, seconds: float, n_units: int, *, fs: float = 30000.0, noise_uv: float = 8.0, snr: tuple[float, float] = (5.0, 20.0),
-             rate_hz: tuple[float, float] = (1.0, 12.0), bursting: float = 0.25, gain_uv: float = 0.195, seed: int = 0) -> Simulation:
+def simulate(probe: Probe, seconds: float, n_units: int, *, fs: float = 30000.0, noise_uv: float = 8.0,
+             snr: tuple[float, float] = (5.0, 20.0), rate_hz: tuple[float, float] = (1.0, 12.0), bursting: float = 0.25,
+             gain_uv: float = 0.195, seed: int = 0) -> Simulation:
     """A recording of `n_units` cells near the probe.
 
     noise_uv: standard deviation of the noise in microvolts; coloured, and shared by neighbouring contacts
@@ -115,8 +117,8 @@ def demo_simulation(seed: int = 0) -> Simulation:
     return simulate(Probe(probe.positions_um, probe.shank, "demo"), 60.0, 12, snr=(8.0, 20.0), rate_hz=(3.0, 12.0), seed=seed)
 
 
-def planted(templates: np.ndarray, samples: np.ndarray, units: np.ndarray, n_samples: int, *, trough: int, amplitudes: np.ndarray | None = None,
-            shifts: np.ndarray | None = None, noise_std: float = 1.0, seed: int = 0) -> np.ndarray:
+def planted(templates: np.ndarray, samples: np.ndarray, units: np.ndarray, n_samples: int, *, trough: int,
+            amplitudes: np.ndarray | None = None, shifts: np.ndarray | None = None, noise_std: float = 1.0, seed: int = 0) -> np.ndarray:
     """(N, T) float32 white noise with templates (K, N, D) planted so that sample `trough` of each falls on its time.
 
     samples, units: (S,) when and which; amplitudes: (S,) factors, 1 by default; shifts: (S,) later by so many samples.
@@ -146,7 +148,7 @@ def check(seconds: float, n_units: int, fs: float, noise_uv: float, snr: tuple, 
              (n_units >= 0, f"n_units must be 0 or more, but it is {n_units}."),
              (noise_uv >= 0 and gain_uv > 0, f"noise_uv must be 0 or more and gain_uv above 0, but they are {noise_uv} and {gain_uv}."),
              (0 < snr[0] <= snr[1], f"snr must be a range above 0, (low, high), but it is {snr}."),
-             (0 < rate_hz[0] <= rate_hz[1] <= 0.5 / REFRACTORY_S, f"rate_hz must be a range (low, high) in 0 to {0.5 / REFRACTORY_S:.0f} Hz, but it is {rate_hz}."),
+             (0 < rate_hz[0] <= rate_hz[1] <= MAX_RATE_HZ, f"rate_hz must be a range in 0 to {MAX_RATE_HZ} Hz, but it is {rate_hz}."),
              (0 <= bursting <= 1, f"bursting is a share of the units, 0 to 1, but it is {bursting}."))
     for good, message in rules:
         if not good:
@@ -233,12 +235,12 @@ def coloured_noise(rng: np.random.Generator, probe: Probe, n_samples: int, noise
     shared = 0.7 * np.exp(-distance / NOISE_UM) + 0.3 * np.eye(n)
     mixing = (np.linalg.cholesky(shared) * np.sqrt(NOISE_SHARED) * noise_uv).T.astype(np.float32)
     own = np.float32(np.sqrt(1 - NOISE_SHARED) * noise_uv)
-    gain = np.float32(np.sqrt(1 - NOISE_POLE**2))
+    gain, pole = np.array([np.sqrt(1 - NOISE_POLE**2)], np.float32), np.array([1, -NOISE_POLE], np.float32)
     voltage = np.empty((n_samples, n), np.float32)
     state = rng.standard_normal((1, n), dtype=np.float32) * np.float32(NOISE_POLE)  # as if it had been running for ever
     for start in range(0, n_samples, 30_000):
         part = voltage[start : start + 30_000]
-        slow, state = lfilter(np.array([gain]), np.array([1, -NOISE_POLE], np.float32), rng.standard_normal(part.shape, dtype=np.float32), axis=0, zi=state)
+        slow, state = lfilter(gain, pole, rng.standard_normal(part.shape, dtype=np.float32), axis=0, zi=state)
         np.matmul(slow, mixing, out=part)
         part += own * rng.standard_normal(part.shape, dtype=np.float32)
     return voltage
