@@ -1,6 +1,6 @@
 """Sort recordings whose spikes are known, by sortcore and its peers, and say how good and how fast each was.
 
-    python -m benchmarks RECORDING... [--sorters sortcore,lupin,...] [--out benchmark-results]
+    python -m benchmarks RECORDING... [--sorters sortcore,lupin,...] [--out benchmarks/results]
 
 RECORDING is a folder (recording.bin, probe.json, info.json, truth.npz) or a generator such as
 si-still:channels=32,units=20,seconds=60,seed=0 (also si-drift, si-tetrode, sortcore). Each sorter runs in a process of its
@@ -29,6 +29,7 @@ from benchmarks.score import score
 from benchmarks.trains import Trains, Truth, load_sorted
 
 SORTERS = "sortcore,lupin,spykingcircus2,tridesclous2,mountainsort5,spikesift,oracle"
+CHECKOUT = Path(__file__).resolve().parents[1]
 WIDE_MS = 1.0  # a sorter may take a spike's time at another point of the waveform than the truth does
 
 
@@ -70,9 +71,9 @@ def benchmark(folder: Path, sorter: str, parameters: dict[str, Any], a: argparse
     line: dict[str, Any] = {"recording": truth.name, "sorter": sorter, "parameters": parameters, "duration_s": round(truth.seconds, 3),
                             "channels": info["n_channels"], "n_true": truth.trains.n_units, "jobs": a.jobs, "cores": os.cpu_count(),
                             "machine": platform.machine()}
-    command = [sys.executable, "-m", "benchmarks.runners", str(folder), sorter, str(place), "--parameters", json.dumps(parameters),
-               "--jobs", str(a.jobs)]
-    measured = run_measured(command, place / "log.txt", a.limit_s)
+    command = [sys.executable, "-m", "benchmarks.runners", str(folder.resolve()), sorter, str(place.resolve()),
+               "--parameters", json.dumps(parameters), "--jobs", str(a.jobs)]
+    measured = run_measured(command, place / "log.txt", a.limit_s, CHECKOUT)
     line["peak_mb"] = round(measured.peak_mb)
     if (place / "run.json").is_file():
         line.update(json.loads((place / "run.json").read_text()))
@@ -105,7 +106,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recordings", nargs="+", help="folders or generators")
     parser.add_argument("--sorters", default=SORTERS, help=f"any SpikeInterface sorter, spikesift, oracle (default {SORTERS})")
-    parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
+    parser.add_argument("--out", type=Path, default=CHECKOUT / "benchmarks" / "results", help="default benchmarks/results")
     parser.add_argument("--parameters", type=json.loads, default={}, help='JSON, {"sorter": {"name": value}}')
     parser.add_argument("--fresh", action="store_true", help="run again what has been run")
     parser.add_argument("--jobs", type=int, default=2, help="processes that SpikeInterface may use")

@@ -37,11 +37,11 @@ def tree_memory_mb(process: psutil.Process) -> float:
     return total / 2**20
 
 
-def run_measured(command: list[str], log: Path, limit_s: float) -> Measured:
-    """Run a command with its output in `log`; after `limit_s` seconds it and its children are ended."""
+def run_measured(command: list[str], log: Path, limit_s: float, cwd: Path | None = None) -> Measured:
+    """Run a command in `cwd` with its output in `log`; after `limit_s` seconds it and its children are ended."""
     start, peak, timed_out = time.perf_counter(), 0.0, False
     with log.open("w") as output:
-        child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=cwd)
         process = psutil.Process(child.pid)
         try:
             while child.poll() is None:

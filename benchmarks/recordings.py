@@ -89,16 +89,16 @@ class Generated:
 
 def write_folder(folder: Path, made: Generated) -> None:
     """Store a generated recording as a recording folder; truth.npz, which makes it one, comes last."""
-    import spikeinterface.preprocessing as spre
     from probeinterface import write_probeinterface
-    from spikeinterface.core import write_binary_recording
 
     folder.mkdir(parents=True, exist_ok=True)
     recording, fs = made.recording, made.recording.get_sampling_frequency()
-    whole = spre.astype(spre.scale(recording, gain=1 / GAIN_UV), "int16", round=True)
-    write_binary_recording(whole, [folder / "recording.bin"], dtype="int16", n_jobs=1, progress_bar=False)
     write_probeinterface(folder / "probe.json", recording.get_probegroup())
-    n_samples = recording.get_num_samples()
+    n_samples, step = recording.get_num_samples(), int(fs)
+    with (folder / "recording.bin").open("wb") as f:
+        for start in range(0, n_samples, step):
+            stored = np.round(recording.get_traces(start_frame=start, end_frame=min(start + step, n_samples)) / GAIN_UV)
+            np.clip(stored, -32768, 32767).astype("<i2").tofile(f)
     info = {"fs": fs, "n_channels": recording.get_num_channels(), "n_samples": n_samples, "seconds": n_samples / fs, "dtype": "int16",
             "gain_uv": GAIN_UV}
     (folder / "info.json").write_text(json.dumps(info, indent=1))

@@ -116,7 +116,8 @@ def without(trains: Trains, ids: list[int]) -> Trains:
 
 
 def _load_any(path: Path, fs: float) -> Trains:
-    candidates = [path] if path.suffix == ".npz" else [path / "spikes.npz", path / "sorting.npz"]
+    inside = ("spikes.npz", "sorting.npz", "result/spikes.npz", "sorter_output/result/spikes.npz")
+    candidates = [path] if path.suffix == ".npz" else [path / name for name in inside]
     for file in candidates:
         if file.is_file():
             return _load_npz(file, fs)

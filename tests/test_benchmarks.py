@@ -1,0 +1,347 @@
+"""The harness: scores are right, and every planted failure is called by its name."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("spikeinterface")
+pytest.importorskip("psutil", reason='the harness needs the packages of pip install ".[bench]"')
+
+from benchmarks.__main__ import main, score_line, write_report
+from benchmarks.causes import diagnose
+from benchmarks.diagnose import main as diagnose_main
+from benchmarks.diagnose import summarise
+from benchmarks.matching import near
+from benchmarks.measure import run_measured
+from benchmarks.recordings import Generated, measure_snr, open_recording, parse_spec, resolve, write_folder
+from benchmarks.report import read_lines, table
+from benchmarks.score import score
+from benchmarks.stages import main as stages_main
+from benchmarks.trains import Truth, load_sorted, load_truth, make_trains, save_trains, to_spikeinterface, without
+
+FS, SECONDS = 30000.0, 60.0
+N = int(FS * SECONDS)
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def true_spikes(seed=0, n_units=12, rate=6.0):
+    """{unit: samples}: independent trains with 3 ms between spikes."""
+    rng = np.random.default_rng(seed)
+    trains = {}
+    for unit in range(n_units):
+        intervals = 0.003 + rng.exponential(1 / rate, int(2 * rate * SECONDS))
+        samples = np.round(np.cumsum(intervals) * FS).astype(np.int64)
+        trains[unit] = samples[samples < N - 100]
+    return trains
+
+
+def from_dict(trains, **more):
+    samples, units = np.concatenate(list(trains.values())), np.concatenate([np.full(len(t), k) for k, t in trains.items()])
+    return make_trains(samples, units, FS, np.array(list(trains)), **more)
+
+
+def truth_of(trains, **more):
+    return Truth("planted", from_dict(trains, **more), N, np.linspace(4, 20, len(trains)))
+
+
+def jittered(trains, rng, reach=4):
+    """The trains as a sorter would report them: some samples beside the truth."""
+    return {k: np.sort(t + rng.integers(-reach, reach + 1, len(t))) for k, t in trains.items()}
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """Twelve true units of which nine are failed in nine ways, and what was made of it."""
+    trains, rng = true_spikes(), np.random.default_rng(1)
+    found = {k: t.copy() for k, t in trains.items()}
+    del found[0]
+    part = rng.random(len(trains[1])) < 0.6
+    found[1], found[101] = trains[1][part], trains[1][~part]
+    found[2] = np.sort(np.concatenate([found[2], found.pop(3)]))
+    found[4] = trains[4][rng.random(len(trains[4])) < 0.55]
+    taken = rng.random(len(trains[5])) < 0.5
+    found[5], found[6] = trains[5][~taken], np.sort(np.concatenate([trains[6], trains[5][taken]]))
+    found[7] = np.sort(np.concatenate([trains[7], rng.integers(0, N, 2 * len(trains[7]) // 3)]))
+    found[8] = trains[8][trains[8] < 0.5 * N]
+    found[9] = trains[9] + 30
+    found = jittered(found, rng)
+    found[10] = np.sort(np.concatenate([found[10], trains[10] + 7]))
+    found[102] = np.sort(rng.integers(0, N, 300))
+    truth = truth_of(trains)
+    return truth, diagnose(truth, from_dict(found))
+
+
+@pytest.mark.parametrize(("unit", "reason"), [
+    (0, "never detected"), (1, "split"), (2, "merged"), (3, "merged"), (4, "missed below threshold"), (5, "stolen"), (7, "contaminated"),
+    (8, "drifted"), (9, "shifted in time"), (10, "doubled"), (11, "found"),
+])
+def test_planted_failure_is_named(planted, unit, reason):
+    _, (_, units, _) = planted
+    assert units[unit].reason == reason
+
+
+def test_rivals_and_sharing_are_named(planted):
+    _, (_, units, _) = planted
+    assert (units[2].rival, units[3].rival, units[5].rival) == (3, 2, 6)
+    assert {s.sorted_id: s.owner for s in units[1].sharing} == {1: 1, 101: 1}
+    assert units[1].best == 1
+    assert sum(s.coverage for s in units[1].sharing) == pytest.approx(1, abs=0.02)
+    assert {s.sorted_id: s.owner for s in units[5].sharing} == {5: 5, 6: 6}
+    assert units[8].thirds[0] > 0.99
+    assert units[8].thirds[2] == 0
+
+
+def test_errors_are_counted_in_spikes(planted):
+    truth, (_, units, _) = planted
+    counts = truth.trains.counts()
+    assert units[0].errors["missed"] == counts[0]
+    assert units[1].errors["split"] == pytest.approx(0.4 * counts[1], rel=0.15)
+    assert units[3].errors["merged"] == pytest.approx(counts[2], rel=0.05)
+    assert units[10].errors["doubled"] == pytest.approx(counts[10], rel=0.02)
+    assert not any(units[11].errors.values())
+
+
+def test_extra_units_are_explained(planted):
+    _, (result, _, extras) = planted
+    kinds = {e.sorted_id: (e.kind, e.owner) for e in extras}
+    assert kinds[101] == ("fragment", 1)
+    assert kinds[102] == ("mostly noise", -1)
+    assert result.summary()["extra"] == len(extras)
+
+
+def test_a_second_report_of_a_unit_is_a_duplicate():
+    trains = true_spikes(n_units=3)
+    _, units, extras = diagnose(truth_of(trains), from_dict({**trains, 9: trains[1][::2]}))
+    assert [(e.sorted_id, e.kind, e.owner) for e in extras] == [(9, "duplicate of unit 1", 1)]
+    assert units[1].accuracy == 1
+
+
+def test_independent_trains_share_nothing():
+    truth, other = truth_of(true_spikes(0, rate=20.0)), from_dict(true_spikes(1, rate=20.0))
+    result, units, extras = diagnose(truth, other)
+    assert {d.reason for d in units} == {"never detected"}
+    assert all(not d.sharing for d in units)
+    assert {e.kind for e in extras} == {"mostly noise"}
+    assert result.accuracy.max() == 0
+
+
+def test_synchronous_cells_do_not_steal_from_each_other():
+    trains = true_spikes(n_units=4)
+    trains[1] = np.unique(np.concatenate([trains[1], trains[0][::2]]))  # fires with unit 0
+    found = {**trains, 0: trains[0][::2]}  # half of unit 0 is lost, just the half that unit 1 fires with is kept
+    _, units, _ = diagnose(truth_of(trains), from_dict(found))
+    assert units[0].reason == "missed below threshold"
+    assert units[0].errors["stolen"] == 0
+
+
+def test_missed_small_spikes_are_noted():
+    trains, rng = true_spikes(n_units=2), np.random.default_rng(0)
+    truth = truth_of(trains)
+    amplitudes = rng.normal(10, 2, len(truth.trains.samples))
+    truth = truth_of(trains, amplitudes=amplitudes[np.argsort(np.argsort(np.concatenate(list(trains.values())), kind="stable"))])
+    mine = truth.trains.units == 0
+    kept = truth.trains.samples[mine & (truth.trains.amplitudes > 9.5)]
+    _, units, _ = diagnose(truth, from_dict({0: kept, 1: trains[1]}))
+    assert units[0].reason == "missed below threshold"
+    assert any("lowest quarter of amplitudes" in note for note in units[0].notes)
+
+
+def test_score_counts_by_hand():
+    trains = {0: np.arange(1000, 101000, 1000), 1: np.arange(200500, 300500, 1000)}
+    found = {5: np.concatenate([trains[0][:90], [500000, 510000]]), 6: trains[1], 7: np.arange(600000, 610000, 1000)}
+    result = score(truth_of(trains), from_dict(found, labels={5: "good", 6: "good", 7: "mua"}))
+    assert result.accuracy == pytest.approx([90 / 102, 1])
+    assert result.precision == pytest.approx([90 / 92, 1])
+    assert result.recall == pytest.approx([0.9, 1])
+    assert result.match.tolist() == [0, 1]
+    summary = result.summary()
+    assert (summary["n80"], summary["n95"], summary["extra"], summary["extra_good"]) == (2, 1, 1, 0)
+
+
+def test_tolerance_decides():
+    trains = true_spikes(n_units=3)
+    late = from_dict({k: t + 20 for k, t in trains.items()})  # 0.67 ms
+    assert score(truth_of(trains), late, 0.4).accuracy.max() == 0
+    assert score(truth_of(trains), late, 1.0).accuracy.min() == 1
+
+
+def test_empty_sorting_is_all_missed():
+    truth = truth_of(true_spikes(n_units=3))
+    empty = make_trains(np.zeros(0), np.zeros(0), FS)
+    result, units, extras = diagnose(truth, empty)
+    assert result.summary()["accuracy"] == 0
+    assert [d.reason for d in units] == ["never detected"] * 3
+    assert "never detected" in summarise(truth, result, units, extras)
+
+
+def test_near_agrees_with_brute_force():
+    rng = np.random.default_rng(0)
+    a, b = np.sort(rng.integers(0, 3000, 100)), np.sort(rng.integers(0, 3000, 80))
+    assert near(a, b, 5).tolist() == [bool((np.abs(b - x) <= 5).any()) for x in a]
+    assert not near(a, b[:0], 5).any()
+
+
+def test_trains_are_stored_and_read(tmp_path):
+    trains = from_dict(true_spikes(n_units=3), labels={0: "good", 1: "noise", 2: "mua"})
+    save_trains(tmp_path / "sorting.npz", trains)
+    back = load_sorted(tmp_path, FS, keep_noise=True)
+    assert np.array_equal(back.samples, trains.samples)
+    assert np.array_equal(back.units, trains.units)
+    assert back.labels == trains.labels
+    kept = load_sorted(tmp_path / "sorting.npz", FS)
+    assert kept.ids.tolist() == [0, 2]
+    assert np.array_equal(kept.samples, without(trains, [1]).samples)
+    np.savez(tmp_path / "other.npz", times=trains.samples)
+    with pytest.raises(KeyError, match="expected spike_samples and spike_units"):
+        load_sorted(tmp_path / "other.npz", FS)
+    with pytest.raises(FileNotFoundError, match="There is no sorting"):
+        load_sorted(tmp_path / "nowhere", FS)
+
+
+def test_phy_folder_is_read(tmp_path):
+    trains = from_dict(true_spikes(n_units=2))
+    np.save(tmp_path / "spike_times.npy", trains.samples[:, None])
+    np.save(tmp_path / "spike_clusters.npy", trains.units.astype(np.int32))
+    (tmp_path / "cluster_group.tsv").write_text("cluster_id\tgroup\n0\tgood\n1\tmua\n")
+    back = load_sorted(tmp_path, FS)
+    assert np.array_equal(back.samples, trains.samples)
+    assert back.labels == {0: "good", 1: "mua"}
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("nowhere", "neither a folder nor a generator"), ("si-still:contacts=4", "'contacts'"), ("si-still:channels=four", "four"),
+])
+def test_wrong_recording_names_are_explained(text, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        resolve(text, tmp_path)
+
+
+def test_spec_is_read():
+    spec = parse_spec("si-still:channels=8,seconds=2.5,seed=3")
+    assert (spec.channels, spec.units, spec.seconds, spec.seed) == (8, 20, 2.5, 3)
+    assert parse_spec("si-tetrode").channels == 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Four channels, one large slow unit and one small one, in a recording folder."""
+    from probeinterface import generate_tetrode
+    from spikeinterface.core import NumpyRecording
+
+    n, rng = int(4 * FS), np.random.default_rng(0)
+    data = rng.normal(0, 10, (n, 4)).astype(np.float32)
+    wave = -np.exp(-0.5 * (np.arange(-15, 16) / 4.0) ** 2)
+    trains = {0: np.arange(2000, n - 2000, 1500), 1: np.arange(2700, n - 2000, 1500)}
+    for unit, size in ((0, 200.0), (1, 100.0)):
+        for t in trains[unit]:
+            data[t - 15 : t + 16, unit] += size * wave
+    recording = NumpyRecording([data], FS)
+    probe = generate_tetrode()
+    probe.set_device_channel_indices(np.arange(4))
+    spikes = from_dict(trains)
+    place = tmp_path_factory.mktemp("recordings") / "two-units"
+    write_folder(place, Generated(recording.set_probe(probe) or recording, spikes.samples, spikes.units, 2, np.ones(len(spikes.samples))))
+    return place
+
+
+def test_recording_folder_keeps_data_and_truth(folder):
+    truth, recording = load_truth(folder), open_recording(folder)
+    assert truth.seconds == pytest.approx(4)
+    assert truth.trains.amplitudes is not None
+    assert recording.get_num_channels() == 4
+    assert recording.get_channel_locations().shape == (4, 2)
+    uv = recording.get_traces(start_frame=2000, end_frame=2001, return_in_uV=True)[0]
+    assert uv[0] == pytest.approx(-200, abs=45)
+
+
+def test_snr_is_that_of_the_planted_units(folder):
+    truth = load_truth(folder)
+    snr, channel = measure_snr(folder, truth.trains.samples, truth.trains.units, 3)
+    assert channel[:2].tolist() == [0, 1]
+    assert snr[0] / snr[1] == pytest.approx(2, rel=0.15)
+    assert np.isnan(snr[2])
+
+
+def test_report_of_a_perturbed_truth(folder, tmp_path):
+    truth = load_truth(folder)
+    half = truth.trains.samples[(truth.trains.units == 0) | (np.arange(len(truth.trains.samples)) % 4 == 1)]
+    units = truth.trains.units[np.isin(truth.trains.samples, half)]
+    place = tmp_path / truth.name / "planted"
+    place.mkdir(parents=True)
+    line = score_line(truth, make_trains(half, units, FS), place, 0.8)
+    assert line["units"]["recall"][0] == 1
+    assert "MISSED" in (place / "diagnosis.txt").read_text()
+    assert (place / "confusion.png").stat().st_size > 1000
+    about = {"recording": truth.name, "duration_s": 4.0, "channels": 4, "n_true": 2}
+    done = {**about, "sorter": "planted", "seconds": 0.5, "x_real_time": 8.0, "peak_mb": 100, **line}
+    failed = {**about, "sorter": "broken", "error": "no spikes"}
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(x) + "\n" for x in (failed, done, {**done, "seconds": 0.25})))
+    text = write_report(tmp_path, [truth.name])
+    row = next(x for x in text.splitlines() if x.startswith("| planted"))
+    assert [cell.strip() for cell in row.split("|")][-4:-1] == ["0.25", "8.0", "100"]  # of the later run
+    assert "failed: no spikes" in text
+    assert len(read_lines(tmp_path / "results.jsonl")) == 2
+    rows = list(csv.DictReader((tmp_path / truth.name / "units.csv").read_text().splitlines()))
+    assert [float(r["planted recall"]) for r in rows] == line["units"]["recall"]
+    assert (tmp_path / truth.name / "units.png").stat().st_size > 1000
+    assert table([failed]).count("failed") == 1
+
+
+def test_diagnose_from_the_command_line(folder, tmp_path, capsys):
+    truth = load_truth(folder)
+    save_trains(tmp_path / "sorting.npz", without(truth.trains, [1]))
+    diagnose_main([str(folder), str(tmp_path / "sorting.npz")])
+    said = capsys.readouterr().out
+    assert "accuracy 0.5000" in said
+    assert "NEVER DETECTED" in said
+    with pytest.raises(SystemExit):
+        diagnose_main([str(tmp_path), str(tmp_path / "sorting.npz")])
+
+
+def test_process_is_timed_and_its_children_weighed(tmp_path):
+    grow = "import time; x = bytearray(200 * 2**20); time.sleep(0.6)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grow!r}])"
+    measured = run_measured([sys.executable, "-c", code], tmp_path / "log.txt", 60.0)
+    assert measured.code == 0
+    assert 200 < measured.peak_mb < 400
+    slow = run_measured([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "log.txt", 0.3)
+    assert slow.timed_out
+    assert slow.seconds < 10
+
+
+def test_stages_table(tmp_path, capsys):
+    (tmp_path / "result.json").write_text(json.dumps({"timings_s": {"detect": 1.0, "deconvolve": 3.0}}))
+    stages_main([str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "1.00 (25%)" in said
+    assert "4.00" in said
+    with pytest.raises(SystemExit):
+        stages_main([str(tmp_path / "nothing")])
+
+
+def test_one_command_runs_keeps_and_reports(folder, tmp_path, capsys):
+    """A failing sorter and the true-template matcher, each in its own process; what is done is not done again."""
+    arguments = [str(folder), "--sorters", "oracle,no_such_sorter", "--out", str(tmp_path), "--jobs", "1"]
+    assert main(arguments) == 1
+    lines = {line["sorter"]: line for line in read_lines(tmp_path / "results.jsonl")}
+    assert lines["oracle"]["accuracy"] > 0.95
+    assert lines["oracle"]["seconds"] > 0
+    assert lines["oracle"]["peak_mb"] > 50
+    assert "no_such_sorter" in lines["no_such_sorter"]["error"]
+    assert "oracle" in capsys.readouterr().out
+    sorting = load_sorted(tmp_path / folder.name / "oracle", FS)
+    assert to_spikeinterface(sorting).get_num_units() == 2
+    assert main([str(folder), "--sorters", "oracle", "--out", str(tmp_path)]) == 1  # the failure is still in the table
+    assert sum("oracle" in text for text in (tmp_path / "results.jsonl").read_text().splitlines()) == 1
+
+
+def test_module_says_what_it_does():
+    root = Path(__file__).parents[1]
+    said = subprocess.run([sys.executable, "-m", "benchmarks", "--help"], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert "RECORDING" in said
+    assert "--sorters" in said
