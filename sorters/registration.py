@@ -54,15 +54,26 @@ def register() -> None:
     """Make "sortcore" known to SpikeInterface, now if it is imported, else when it is. Calling it again changes nothing."""
     if not any(isinstance(finder, AfterImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, AfterImport())
+    complete_all()
+
+
+def complete_all() -> None:
+    """Run `complete` on those of SpikeInterface's two modules that are imported."""
     for name in (SORTER_LIST, LAUNCHER):
-        module = sys.modules.get(name)
-        # a module that is still being imported is completed by the finder
-        if module is not None and not getattr(module.__spec__, "_initializing", False):
-            complete(module)
+        if name in sys.modules and not importing(name):  # the finder completes it when it has been imported
+            complete(sys.modules[name])
+
+
+def importing(name: str) -> bool:
+    """Whether a module is being imported at this moment."""
+    return getattr(getattr(sys.modules.get(name), "__spec__", None), "_initializing", False)
 
 
 def complete(module: ModuleType) -> None:
     """Add our sorter to the list of sorters, or our `run_sorter` to the launcher of jobs."""
+    plugin = sys.modules.get("sorters.spikeinterface")
+    if plugin is not None and not hasattr(plugin, "run_sorter"):
+        return  # it was imported first, has caused this import, and calls `complete_all` at its end
     try:
         from sorters.spikeinterface import SortcoreSorter, run_sorter
     except Exception as error:  # SpikeInterface must stay usable where we are not

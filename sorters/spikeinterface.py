@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +20,22 @@ import numpy as np
 from spikeinterface.core import BaseSorting, BaseSortingSegment
 from spikeinterface.sorters.basesorter import BaseSorter
 
+from sorters.registration import complete_all
+
 RESULT = "result"
+
+# A forked worker inherits torch's threads and CUDA context from its parent, but neither works there: the first parallel
+# loop waits for ever. `forked` says that this process is such a worker; it sorts in an interpreter of its own.
+forked = False
+
+
+def _after_fork() -> None:
+    global forked
+    forked = "torch" in sys.modules
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Lazy:
@@ -96,6 +114,9 @@ class SortcoreSorter(BaseSorter):
 
     @classmethod
     def _run_from_folder(cls, sorter_output_folder: Path, params: dict[str, Any], verbose: bool) -> None:
+        if forked:
+            run_in_new_interpreter(sorter_output_folder, params, verbose)
+            return
         import sortcore
         from sortcore.export import save_result
 
@@ -116,6 +137,19 @@ class SortcoreSorter(BaseSorter):
         params = Path(sorter_output_folder).parent / "spikeinterface_params.json"
         keep_noise = params.is_file() and json.loads(params.read_text(encoding="utf8"))["sorter_params"].get("keep_noise", False)
         return SortcoreSorting(Path(sorter_output_folder) / RESULT, keep_noise=keep_noise)
+
+
+def run_in_new_interpreter(sorter_output_folder: Path, params: dict[str, Any], verbose: bool) -> None:
+    """`SortcoreSorter._run_from_folder` in a process that shares nothing with this one. Raises RuntimeError with its error."""
+    code = "import json, pathlib, sys; from sorters.spikeinterface import SortcoreSorter as S; a = json.load(sys.stdin); S._run_from_folder(pathlib.Path(a[0]), *a[1:])"
+    told = json.dumps([str(sorter_output_folder), params, verbose])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", code], input=told, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise RuntimeError(lines[-1] if lines else f"The sorting process ended with code {done.returncode}.")
+    if verbose:
+        sys.stderr.write(done.stderr)
 
 
 class SortcoreSorting(BaseSorting):
@@ -173,3 +207,6 @@ def run_sorter(*args: Any, **kwargs: Any) -> Any:
     from spikeinterface.sorters.runsorter import run_sorter
 
     return run_sorter(*args, **kwargs)
+
+
+complete_all()
