@@ -1,6 +1,7 @@
 """The harness: scores are right, and every planted failure is called by its name."""
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 
 pytest.importorskip("spikeinterface")
 pytest.importorskip("psutil", reason='the harness needs the packages of pip install ".[bench]"')
+
+from helpers_result import planted as planted_result
 
 from benchmarks.__main__ import main, score_line, write_report
 from benchmarks.causes import diagnose
@@ -23,6 +26,7 @@ from benchmarks.report import read_lines, table
 from benchmarks.score import score
 from benchmarks.stages import main as stages_main
 from benchmarks.trains import Truth, load_sorted, load_truth, make_trains, save_trains, to_spikeinterface, without
+from sortcore.export import save_result
 
 FS, SECONDS = 30000.0, 60.0
 N = int(FS * SECONDS)
@@ -211,6 +215,19 @@ def test_phy_folder_is_read(tmp_path):
     back = load_sorted(tmp_path, FS)
     assert np.array_equal(back.samples, trains.samples)
     assert back.labels == {0: "good", 1: "mua"}
+
+
+def test_result_folder_of_sortcore_is_read(tmp_path):
+    result = planted_result(n_units=4).result
+    save_result(result, tmp_path / "result")
+    back = load_sorted(tmp_path, result.fs, keep_noise=True)  # the folder around it will do
+    assert np.array_equal(back.samples, result.spikes.samples)
+    assert np.array_equal(back.ids[back.units], result.spikes.units)
+    assert np.array_equal(back.amplitudes, result.spikes.amplitudes)
+    assert [back.labels[k] for k in range(4)] == list(result.units.label)
+    noise = dataclasses.replace(result, units=dataclasses.replace(result.units, label=np.array(["good", "noise", "mua", "good"])))
+    save_result(noise, tmp_path / "noisy")
+    assert load_sorted(tmp_path / "noisy", result.fs).ids.tolist() == [0, 2, 3]
 
 
 @pytest.mark.parametrize(("text", "message"), [
