@@ -25,7 +25,7 @@ from benchmarks.recordings import open_recording
 from benchmarks.stages import stage_seconds
 from benchmarks.trains import Trains, from_spikeinterface, load_sorted, load_truth, make_trains, save_trains
 
-PACKAGES = {"sortcore": "sortcore", "kilosort4": "kilosort", "mountainsort5": "mountainsort5", "spikesift": "spikesift"}
+PACKAGES = {"kilosort4": "kilosort", "mountainsort5": "mountainsort5", "spikesift": "spikesift"}
 
 
 def run_oracle(folder: Path, parameters: dict[str, Any]) -> Trains:
@@ -86,7 +86,11 @@ def run_spikeinterface(name: str, folder: Path, parameters: dict[str, Any], work
 
 
 def version_of(name: str) -> str:
-    """The version of the package that a sorter comes from."""
+    """The version of the package that a sorter comes from; our own is that of the code that runs, installed or not."""
+    if name == "sortcore":
+        import sortcore
+
+        return sortcore.__version__
     try:
         return importlib.metadata.version(PACKAGES.get(name, "spikeinterface"))
     except importlib.metadata.PackageNotFoundError:
