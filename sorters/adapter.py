@@ -88,8 +88,8 @@ def set_apart(probe: Probe) -> Probe:
         if (count > 1).any():
             place = int(np.argmax(count > 1))
             channels, (x, y) = mine[which.ravel() == place], places[place]
-            raise ProbeError(f"Channels {', '.join(map(str, channels))} lie at the same place, ({x:g}, {y:g}) um; every contact of a shank needs "
-                             "its own. Mend the probe, or put the channels on different shanks.")
+            raise ProbeError(f"Channels {', '.join(map(str, channels))} lie at the same place, ({x:g}, {y:g}) um; every contact "
+                             "of a shank needs its own. Mend the probe, or put the channels on different shanks.")
     if len(np.unique(positions, axis=0)) == len(positions):
         return probe
     apart = np.empty_like(positions)

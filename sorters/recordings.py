@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from sortcore import Probe, Recording, array_recording, binary_recording
 from sortcore.errors import ConfigError, RecordingError, SortcoreError
-
 from sorters.adapter import SpikeInterfaceRecording, probe_of
 
 RAW = (".bin", ".dat", ".raw")
@@ -26,13 +26,14 @@ SAVED = ("si_folder.json", "binary.json", "cached.json", "provenance.json")
 # suffix of a file -> SpikeInterface's name of the format
 BY_SUFFIX = {
     ".nwb": "nwb", ".rhd": "intan", ".rhs": "intan", ".ns5": "blackrock", ".ns6": "blackrock", ".plx": "plexon", ".pl2": "plexon2",
-    ".smr": "ced", ".smrx": "ced", ".rec": "spikegadgets", ".mda": "mda", ".edf": "edf", ".cbin": "compressedbinaryibl", ".brw": "biocam",
-    ".raw.h5": "maxwell", ".abf": "axon", ".nix": "nix", ".mpx": "alphaomega",
+    ".smr": "ced", ".smrx": "ced", ".rec": "spikegadgets", ".edf": "edf", ".brw": "biocam", ".raw.h5": "maxwell", ".abf": "axon",
+    ".nix": "nix",
 }
 
 # a file somewhere in a folder -> SpikeInterface's name of the format
 BY_CONTENT = {
     "*.meta": "spikeglx", "structure.oebin": "openephysbinary", "*.continuous": "openephyslegacy", "*.ncs": "neuralynx", "*.tbk": "tdt",
+    "*.cbin": "compressedbinaryibl", "*.mpx": "alphaomega", "raw.mda": "mda",
 }
 
 # streams that hold no spikes
@@ -59,7 +60,7 @@ class Reading:
     def __post_init__(self) -> None:
         for name in ("fs", "gain_uv"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and (value > 0 or name == "gain_uv" and value != 0)):
+            if value is not None and not (math.isfinite(value) and (value > 0 or (name == "gain_uv" and value != 0))):
                 raise ConfigError(f"{option(name)} must be {'positive' if name == 'fs' else 'finite and not zero'}, but it is {value}.")
         if self.channels is not None and self.channels < 1:
             raise ConfigError(f"--channels must be at least 1, but it is {self.channels}.")
@@ -110,7 +111,8 @@ def refuse(reading: Reading, kind: str, known: tuple[str, ...]) -> None:
     """Raise ConfigError for options about what the format itself tells."""
     given = [f.name for f in fields(reading) if f.name in known and getattr(reading, f.name) is not None]
     if given:
-        raise ConfigError(f"{', '.join(map(option, given))} cannot be given for format {kind}, which says it itself; use --format binary for a raw file.")
+        raise ConfigError(f"{', '.join(map(option, given))} cannot be given for format {kind}, which says it itself; "
+                          "if the file is raw binary, give --format binary.")
 
 
 def guess_format(path: Path, reading: Reading) -> str:
@@ -121,6 +123,8 @@ def guess_format(path: Path, reading: Reading) -> str:
         if path.suffix == ".zarr" or any((path / name).is_file() for name in SAVED):
             return "saved"
         found = {kind for pattern, kind in BY_CONTENT.items() if next(path.rglob(pattern), None) is not None}
+        if "compressedbinaryibl" in found:
+            found -= {"spikeglx"}  # a compressed SpikeGLX file keeps its .meta
         if len(found) == 1:
             return found.pop()
         seen = f"looks like {' and '.join(sorted(found))}" if found else "holds no recording that is recognised"
@@ -137,7 +141,7 @@ def guess_format(path: Path, reading: Reading) -> str:
         return "binary"
     if name.endswith(".json"):
         return "saved"
-    raise RecordingError(f"The format of {path} is not known from its name; give --format, or --channels, --fs and --dtype if it is raw binary.")
+    raise RecordingError(f"The format of {path} is not known from its name; give --format, or --channels and --fs if it is raw binary.")
 
 
 def open_binary(path: Path, reading: Reading, n_contacts: int | None) -> Input:
@@ -173,7 +177,7 @@ def open_folder(path: Path, reading: Reading) -> Input:
         fs, channels, dtype = float(info["fs"]), int(info["n_channels"]), str(info.get("dtype", "int16"))
         gain_uv = float(info.get("gain_uv", 1.0) if reading.gain_uv is None else reading.gain_uv)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecordingError(f"{path / 'info.json'} must tell fs, n_channels, dtype and gain_uv: {type(error).__name__} {error}.") from error
+        raise RecordingError(f"{path / 'info.json'} must tell fs, n_channels, dtype, gain_uv ({type(error).__name__} {error}).") from error
     recording = binary_recording(path / "recording.bin", channels, fs, dtype, gain_uv)
     probe = load_probe(path / "probe.json") if (path / "probe.json").is_file() else None
     return Input(recording, probe, f"folder with recording.bin, {dtype}", RawFile((path / "recording.bin",), channels, dtype))
@@ -212,7 +216,8 @@ def read_format(path: Path, kind: str, stream: str | None) -> Any:
     from spikeinterface.extractors.neoextractors import neo_recording_class_dict
 
     if kind not in readers:
-        raise ConfigError(f"There is no format {kind!r}; there are binary, npy, folder, saved, {', '.join(sorted(set(readers) - {'binary', 'numpy'}))}.")
+        names = ["binary", "npy", "folder", "saved", *sorted(set(readers) - {"binary", "numpy"})]
+        raise ConfigError(f"There is no format {kind!r}; there are {', '.join(names)}.")
     if kind == "spikeglx" and path.is_file():
         stream = stream or ".".join(path.name.split(".")[-3:-1])  # name_g0_t0.imec0.ap.bin holds the stream imec0.ap
         path = path.parent

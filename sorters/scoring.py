@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from sortcore.errors import ConfigError, OutputError, SortcoreError
+from sortcore.export import load_result
 from sortcore.metrics import Comparison, compare, spike_trains
+from sortcore.simulate import Simulation
+from sortcore.types import SortingResult
 
 TOLERANCE_MS = 0.4
 RESULT = "result"
+LEVELS = (0.5, 0.8, 0.9)
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ def read_trains(path: str | Path) -> Trains:
             return read_npz(path / "truth.npz")
         for folder in (path, path / "sorter_output" / RESULT):
             if (folder / "result.json").is_file():
-                return read_result(folder)
+                return result_trains(load_result(folder))
         if (path / "spike_times.npy").is_file():
             return read_phy(path)
         return read_with_spikeinterface(path)
@@ -59,10 +64,13 @@ def read_npz(path: Path) -> Trains:
         return group(file["spike_samples"], file["spike_units"], None, fs)
 
 
-def read_result(folder: Path) -> Trains:
-    from sortcore.export import load_result
+def truth_trains(simulation: Simulation) -> Trains:
+    """The true spikes of a simulated recording."""
+    return group(simulation.spike_samples, simulation.spike_units, np.arange(len(simulation.templates_uv)), simulation.fs)
 
-    result = load_result(folder)
+
+def result_trains(result: SortingResult) -> Trains:
+    """The units of a result that are not labelled noise."""
     return group(result.spikes.samples, result.spikes.units, np.flatnonzero(result.units.label != "noise"), result.fs)
 
 
@@ -126,5 +134,6 @@ def as_dict(comparison: Comparison, found: Trains, truth: Trains) -> dict[str, A
              for name, match, n, a, p, r in zip(truth.ids, comparison.match, comparison.n_true, comparison.accuracy, comparison.precision,
                                                 comparison.recall, strict=True)]
     mean = {name: round(float(np.mean(getattr(comparison, name))), 4) if units else None for name in ("accuracy", "precision", "recall")}
-    return {"mean": mean, "n_true": len(units), "n_found": len(found.ids), "above_0.8": comparison.n_well_detected(0.8),
+    above = {str(level): comparison.n_well_detected(level) for level in LEVELS}
+    return {"mean": mean, "n_true": len(units), "n_found": len(found.ids), "above": above,
             "extra": [found.ids[k] for k in comparison.extra], "units": units}

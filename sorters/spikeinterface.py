@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from spikeinterface.core import BaseSorting, BaseSortingSegment
@@ -24,18 +25,23 @@ from sorters.registration import complete_all
 
 RESULT = "result"
 
-# A forked worker inherits torch's threads and CUDA context from its parent, but neither works there: the first parallel
-# loop waits for ever. `forked` says that this process is such a worker; it sorts in an interpreter of its own.
-forked = False
+
+class Forked:
+    """Whether this process was forked from one that had torch.
+
+    Such a worker inherits torch's threads and CUDA context, but neither works there: the first parallel loop waits for
+    ever. It sorts in an interpreter of its own.
+    """
+
+    with_torch = False
+
+    @classmethod
+    def note(cls) -> None:
+        cls.with_torch = "torch" in sys.modules
 
 
-def _after_fork() -> None:
-    global forked
-    forked = "torch" in sys.modules
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=Forked.note)
 
 
 class Lazy:
@@ -67,7 +73,7 @@ class SortcoreSorter(BaseSorter):
     requires_locations = False
     gpu_capability = "nvidia-optional"
     requires_binary_data = False
-    compatible_with_parallel = {"loky": True, "multiprocessing": True, "threading": True}
+    compatible_with_parallel: ClassVar = {"loky": True, "multiprocessing": True, "threading": True}
     handle_multi_segment = True
 
     _default_params = Lazy(_defaults)
@@ -93,7 +99,6 @@ class SortcoreSorter(BaseSorter):
     @classmethod
     def _check_params(cls, recording: Any, output_folder: Path, params: dict[str, Any]) -> dict[str, Any]:
         from sortcore.numerics import pick_device
-
         from sorters.settings import config_from_params
 
         config_from_params(params)
@@ -114,23 +119,8 @@ class SortcoreSorter(BaseSorter):
 
     @classmethod
     def _run_from_folder(cls, sorter_output_folder: Path, params: dict[str, Any], verbose: bool) -> None:
-        if forked:
-            run_in_new_interpreter(sorter_output_folder, params, verbose)
-            return
-        import sortcore
-        from sortcore.export import save_result
-
-        from sorters.adapter import SpikeInterfaceRecording, probe_of
-        from sorters.settings import config_from_params
-
-        recording = cls.load_recording_from_folder(sorter_output_folder.parent, with_warnings=False)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # said in _setup_recording
-            adapted, probe = SpikeInterfaceRecording(recording), probe_of(recording)
-        result = sortcore.sort(adapted, probe, config_from_params(params), device=params["device"], seed=params["seed"], progress=verbose)
-        save_result(result, sorter_output_folder / RESULT)
-        lines = [f"{stage}: {seconds:.2f} s" for stage, seconds in result.timings_s.items()]
-        (sorter_output_folder / f"{cls.sorter_name}.log").write_text("\n".join([*lines, *result.log.steps]) + "\n", encoding="utf8")
+        run = sort_in_new_interpreter if Forked.with_torch else sort_folder
+        run(str(sorter_output_folder), params, verbose)
 
     @classmethod
     def _get_result_from_folder(cls, sorter_output_folder: Path) -> SortcoreSorting:
@@ -139,10 +129,26 @@ class SortcoreSorter(BaseSorter):
         return SortcoreSorting(Path(sorter_output_folder) / RESULT, keep_noise=keep_noise)
 
 
-def run_in_new_interpreter(sorter_output_folder: Path, params: dict[str, Any], verbose: bool) -> None:
-    """`SortcoreSorter._run_from_folder` in a process that shares nothing with this one. Raises RuntimeError with its error."""
-    code = "import json, pathlib, sys; from sorters.spikeinterface import SortcoreSorter as S; a = json.load(sys.stdin); S._run_from_folder(pathlib.Path(a[0]), *a[1:])"
-    told = json.dumps([str(sorter_output_folder), params, verbose])
+def sort_folder(folder: str, params: dict[str, Any], verbose: bool) -> None:
+    """Sort the recording that SpikeInterface has described beside `folder`, and save the result in it."""
+    import sortcore
+    from sortcore.export import save_result
+    from sorters.adapter import SpikeInterfaceRecording, probe_of
+    from sorters.settings import config_from_params
+
+    recording = SortcoreSorter.load_recording_from_folder(Path(folder).parent, with_warnings=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said in _setup_recording
+        adapted, probe = SpikeInterfaceRecording(recording), probe_of(recording)
+    result = sortcore.sort(adapted, probe, config_from_params(params), device=params["device"], seed=params["seed"], progress=verbose)
+    saved = save_result(result, Path(folder) / RESULT)
+    shutil.copyfile(saved / "log.txt", Path(folder) / f"{SortcoreSorter.sorter_name}.log")  # where SpikeInterface looks for it
+
+
+def sort_in_new_interpreter(folder: str, params: dict[str, Any], verbose: bool) -> None:
+    """`sort_folder` in a process that shares nothing with this one. Raises RuntimeError with its error."""
+    code = "import json, sys; from sorters.spikeinterface import sort_folder; sort_folder(*json.load(sys.stdin))"
+    told = json.dumps([folder, params, verbose])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run([sys.executable, "-c", code], input=told, env=environment, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from sortcore.types import LABELS, Probe, SortingResult
 
 MAX_ROWS = 60
@@ -44,23 +45,23 @@ def unit_table(result: SortingResult) -> str:
     """One row a unit, the first 60 of them."""
     units = result.units
     header = ["unit", "label", "spikes", "rate Hz", "channel", "uV", "SNR", "contam.", "missed"]
-    rows = [[k, units.label[k], int(units.n_spikes[k]), f"{units.firing_rate_hz[k]:.2f}", int(units.channel[k]), f"{units.amplitude_uv[k]:.0f}",
-             f"{units.snr[k]:.1f}", f"{units.contamination[k]:.3f}", f"{units.missed[k]:.3f}"] for k in range(min(len(units), MAX_ROWS))]
+    rows = [[k, units.label[k], int(units.n_spikes[k]), f"{units.firing_rate_hz[k]:.2f}", int(units.channel[k]),
+             f"{units.amplitude_uv[k]:.0f}", f"{units.snr[k]:.1f}", f"{units.contamination[k]:.3f}", f"{units.missed[k]:.3f}"]
+            for k in range(min(len(units), MAX_ROWS))]
     more = f"\n... and {len(units) - MAX_ROWS} more, in units.tsv" if len(units) > MAX_ROWS else ""
     return table(header, rows) + more
 
 
 def score_summary(score: dict[str, Any]) -> str:
     """One row a true unit, and the means; `score` comes from `sorters.scoring.as_dict`."""
-    rows = [[u["unit"], u["n_spikes"], "-" if u["match"] is None else u["match"], f"{u['accuracy']:.3f}", f"{u['precision']:.3f}", f"{u['recall']:.3f}"]
-            for u in score["units"]]
-    mean = score["mean"]
+    figures = ("accuracy", "precision", "recall")
+    rows = [[unit["unit"], unit["n_spikes"], unit["match"] or "-", *(f"{unit[name]:.3f}" for name in figures)] for unit in score["units"]]
     if rows:
-        rows.append(["mean", "", "", *(f"{mean[name]:.3f}" for name in ("accuracy", "precision", "recall"))])
-    lines = [table(["true unit", "spikes", "found as", "accuracy", "precision", "recall"], rows)]
-    lines.append(f"{score['above_0.8']} of {score['n_true']} true units at accuracy 0.8 or more; {len(score['extra'])} of {score['n_found']} "
-                 "found units match no true one.")
-    return "\n".join(lines)
+        rows.append(["mean", "", "", *(f"{score['mean'][name]:.3f}" for name in figures)])
+    above = ", ".join(f"{score['above'][level]} at {level}" for level in score["above"])
+    return (table(["true unit", "spikes", "found as", *figures], rows)
+            + f"\nOf {score['n_true']} true units {above} or more in accuracy; "
+            f"{len(score['extra'])} of {score['n_found']} found units match no true one.")
 
 
 def probe_table(probes: Sequence[Probe]) -> str:
