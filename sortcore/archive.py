@@ -105,7 +105,8 @@ def check_format(meta: Any, kind: str, path: Path) -> None:
     if not isinstance(meta, dict) or meta.get("sortcore") != kind:
         raise OutputError(f"{path} is no {kind} of sortcore.")
     if not isinstance(meta.get("format"), int) or meta["format"] > FORMAT:
-        raise OutputError(f"{path} is in format {meta.get('format')}, written by a later sortcore; this one reads up to {FORMAT}. Update sortcore.")
+        written = meta.get("format")
+        raise OutputError(f"{path} is in format {written}, written by a later sortcore; this one reads up to {FORMAT}. Update sortcore.")
 
 
 @contextmanager
@@ -127,7 +128,8 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in FULL:
             raise OutputError(f"The disk is full: {path} could not be written. Make room, or choose a folder on another disk.") from error
-        raise OutputError(f"{path} cannot be written ({error.strerror or error}). Check the name and its permissions, or choose another.") from error
+        cause = error.strerror or error
+        raise OutputError(f"{path} cannot be written ({cause}). Check the name and its permissions, or choose another.") from error
 
 
 @contextmanager

@@ -74,7 +74,8 @@ def save_result(result: SortingResult, folder: str | Path, overwrite: bool = Fal
     check_free(folder, overwrite)
     with staging(folder, SEAL) as stage:
         write_npz(stage / "model.npz", *pack(result.model, "model"), compress=True)
-        write_npz(stage / "spikes.npz", pack(result.spikes, "spikes")[0] | {"amplitudes_uv": result.amplitudes_uv, "times_s": times_s(result)})
+        outside = {"amplitudes_uv": result.amplitudes_uv, "times_s": times_s(result)}
+        write_npz(stage / "spikes.npz", pack(result.spikes, "spikes")[0] | outside)
         write_npz(stage / "units.npz", pack(result.units, "units")[0])
         write_npz(stage / "fit.npz", pack(result.log, "fit")[0])
         write_text(stage / "units.tsv", units_table(result.units))
@@ -93,7 +94,7 @@ def load_result(folder: str | Path) -> SortingResult:
     if not folder.is_dir():
         raise OutputError(f"There is no folder {folder}.")
     if not (folder / SEAL).is_file():
-        raise OutputError(f"{folder} is no sorting by sortcore: it holds no {SEAL}. If it was being written when something stopped it, sort again.")
+        raise OutputError(f"{folder} is no sorting by sortcore: it holds no {SEAL}. If saving it was interrupted, sort again.")
     with explained(folder / SEAL):
         meta = json.loads((folder / SEAL).read_text(encoding="utf-8"))
         check_format(meta, "result", folder / SEAL)
@@ -104,8 +105,9 @@ def load_result(folder: str | Path) -> SortingResult:
     with explained(folder / SEAL):
         sizes = (len(spikes), len(units), model.templates.n_units)
         if sizes != (meta["n_spikes"], meta["n_units"], meta["n_units"]):
-            raise OutputError(f"{folder} holds files of different sortings ({sizes[0]} spikes, {sizes[1]} units in the table, {sizes[2]} templates; "
-                              f"{SEAL} says {meta['n_spikes']} spikes, {meta['n_units']} units). Sort again into a new folder.")
+            seen = f"{sizes[0]} spikes, {sizes[1]} units in the table, {sizes[2]} templates"
+            raise OutputError(f"{folder} holds files of different sortings ({seen}, but {SEAL} says {meta['n_spikes']} spikes and "
+                              f"{meta['n_units']} units). Sort again into a new folder.")
         records: dict[str, Any] = {"spikes": spikes, "units": units, "model": model, "log": log}
         kept = {f.name: meta[f.name] for f in dataclasses.fields(SortingResult) if f.name not in records}
         return SortingResult(**records, **kept | {"segment_lengths": tuple(kept["segment_lengths"])})
@@ -172,12 +174,13 @@ def units_table(units: Units) -> str:
 def describe(result: SortingResult) -> str:
     """What happened, in words."""
     labels = ", ".join(f"{(result.units.label == name).sum()} {name}" for name in ("good", "mua", "noise"))
-    used, recorded = len(result.model.preprocessing.channels), result.model.preprocessing.n_recorded
-    lines = [f"{result.n_units} units ({labels}), {len(result.spikes)} spikes in {result.duration_s:.1f} s, {used} of {recorded} channels used"]
-    lines += [f"channel {c} left out: {why}" for c, why in sorted(result.model.preprocessing.bad_channels.items())]
-    rows = zip(result.log.log_joint, result.log.n_units, result.log.n_spikes)
-    lines += [f"iteration {i + 1}: log joint {joint:.6g}, {units:d} units, {spikes:d} spikes" for i, (joint, units, spikes) in enumerate(rows)]
-    lines += list(result.log.steps)
+    preprocessing, log = result.model.preprocessing, result.log
+    lines = [f"{result.n_units} units ({labels}), {len(result.spikes)} spikes in {result.duration_s:.1f} s"]
+    lines += [f"{len(preprocessing.channels)} of {preprocessing.n_recorded} channels used"]
+    lines += [f"channel {c} left out: {why}" for c, why in sorted(preprocessing.bad_channels.items())]
+    for i in range(len(log.log_joint)):
+        lines += [f"iteration {i + 1}: log joint {log.log_joint[i]:.6g}, {log.n_units[i]:.0f} units, {log.n_spikes[i]:.0f} spikes"]
+    lines += list(log.steps)
     lines += [f"{stage}: {seconds:.2f} s" for stage, seconds in result.timings_s.items()]
     lines += [f"seed {result.seed}; " + ", ".join(f"{name} {version}" for name, version in result.versions.items())]
     return "\n".join(lines) + "\n"

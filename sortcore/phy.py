@@ -49,8 +49,8 @@ def export_phy(result: SortingResult, folder: str | Path, dat_path: str | Path |
         for name, column in cluster_columns(result).items():
             rows = [f"{k}\t{value}" for k, value in enumerate(column)]
             write_text(stage / f"cluster_{name}.tsv", "\n".join([f"cluster_id\t{name}", *rows]) + "\n")
-        values = {"dat_path": [str(Path(p).resolve()) for p in paths], "n_channels_dat": n_channels_dat or recorded, "dtype": np.dtype(dtype).name,
-                  "offset": offset, "sample_rate": float(result.fs), "hp_filtered": bool(hp_filtered)}
+        values = {"dat_path": [str(Path(p).resolve()) for p in paths], "n_channels_dat": n_channels_dat or recorded,
+                  "dtype": np.dtype(dtype).name, "offset": offset, "sample_rate": float(result.fs), "hp_filtered": bool(hp_filtered)}
         write_text(stage / "params.py", "".join(f"{name} = {value!r}\n" for name, value in values.items()))
     return folder
 

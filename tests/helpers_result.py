@@ -35,7 +35,7 @@ def planted(n_units: int = 6, n_channels: int = 16, n_shanks: int = 1, seconds: 
     waves, shapes = plant_waveforms(rng, probe, n_units, before, after, fs)
     spikes = plant_trains(rng, n_units, lengths, fs, after)
     data = rng.normal(0, 6, (n_channels, sum(lengths)))
-    for sample, unit in zip(*spikes):
+    for sample, unit in zip(*spikes, strict=True):
         data[:, sample - before : sample + after] += rng.normal(1, 0.08) * waves[unit]
     stored = np.round(data.T / GAIN_UV).astype(np.int16)
     return measure(stored, probe, fs, lengths, *spikes, before, before + after, n_units, shapes)
@@ -106,10 +106,11 @@ def measure(stored: np.ndarray, probe: Probe, fs: float, lengths: tuple[int, ...
     mean = np.array([amplitudes[units == k].mean() for k in range(n_units)])
     priors = Priors(mean, np.array([amplitudes[units == k].std() for k in range(n_units)]), counts / duration)
     trough_uv = np.abs(templates_uv[:, :, trough]).max(axis=1) if n_units else np.zeros(0)
-    spikes = Spikes(samples, np.random.default_rng(1).uniform(-0.5, 0.5, len(samples)).astype(np.float32), units, amplitudes.astype(np.float32),
-                    (amplitudes * mean[units] - mean[units] ** 2 / 2 - np.log(fs * duration / counts[units])).astype(np.float32))
-    preprocessing = Preprocessing(np.arange(n_channels), n_channels, fs, np.full(n_channels, GAIN_UV), np.zeros(n_channels), probe, "none", taps,
-                                  taps, whitening.astype(np.float32), 60 * noise_sd, {})
+    shifts = np.random.default_rng(1).uniform(-0.5, 0.5, len(samples)).astype(np.float32)
+    scores = amplitudes * mean[units] - mean[units] ** 2 / 2 - np.log(fs * duration / counts[units])
+    spikes = Spikes(samples, shifts, units, amplitudes.astype(np.float32), scores.astype(np.float32))
+    preprocessing = Preprocessing(np.arange(n_channels), n_channels, fs, np.full(n_channels, GAIN_UV), np.zeros(n_channels), probe,
+                                  "none", taps, taps, whitening.astype(np.float32), 60 * noise_sd, {})
     model = Model(preprocessing, Templates(footprints.astype(np.float32), profiles.astype(np.float32), trough), priors, trough_uv / mean,
                   templates_uv.astype(np.float32))
     log = FitLog(np.array([-2.0e6, -1.5e6, -1.49e6]), np.array([n_units + 3, n_units + 1, n_units]), np.array([10, 20, len(samples)]),

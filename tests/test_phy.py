@@ -86,7 +86,9 @@ def test_spikeinterface_reads_an_analyzer_with_the_templates_in_microvolts(expor
     data, folder = exported
     result = data.result
     if result.n_units == 1 and data.data.shape[1] > 1:
-        pytest.skip("one unit on several channels: phylib and read_kilosort_as_analyzer want different shapes, phylib gets its own")
+        # phylib cannot load one template on several channels, this reader wants as many templates as units: phylib has its way
+        assert len(np.load(folder / "templates.npy")) == 2
+        return
     analyzer = extractors.read_kilosort_as_analyzer(folder, gain_to_uV=1.0, offset_to_uV=0.0)
     templates = analyzer.get_extension("templates")
     np.testing.assert_allclose(templates.get_data(), result.model.templates_uv.transpose(0, 2, 1), rtol=1e-6)
