@@ -59,6 +59,7 @@ model.npz             what was learned, all that `deconvolve` needs beside the d
   preprocessing.*                                          channels used, filter, whitening, probe
   meta                                                     what is not an array, as JSON
 fit.npz               log joint, units and spikes, one row an iteration of the fit
+log.txt               what happened, in words
 result.json           sampling rate, segment lengths (samples), config, seed, versions, timings (s)
 """
 

@@ -189,7 +189,9 @@ def draw_gallery(ax: Axes, result: SortingResult, limit: int = 40, columns: int 
     order = depth_order(result)
     if len(order) > limit:
         order = order[np.isin(order, np.argsort(-result.units.snr, kind="stable")[:limit])]
-    columns = columns or int(np.clip(np.ceil(np.sqrt(2.5 * len(order))), 1, 10))
+    if columns is None:  # about 2.5 times as many as rows, the rows as even as can be
+        rows = -(-len(order) // int(np.clip(np.ceil(np.sqrt(2.5 * len(order))), 1, 10)))
+        columns = max(1, -(-len(order) // max(rows, 1)))
     colors, curves, shades = unit_colors(result), [], []
     for i, unit in enumerate(order):
         lines, _ = waveform_lines(result, unit, nearby_channels(result, unit, 8), height=2.0)

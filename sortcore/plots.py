@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from sortcore.archive import writing
@@ -39,8 +39,9 @@ from sortcore.types import LABELS, SortingResult
 PAGE_UNITS = 15  # of a contact sheet
 
 
-def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
-    """An empty figure of so many inches that draws itself."""
+def new_figure(width: float, height: float, arranged: bool = True) -> Figure:
+    """An empty figure of so many inches that draws itself, and finds room for its labels if `arranged`."""
+    layout = ConstrainedLayoutEngine(wspace=0.03) if arranged else None
     figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
@@ -167,7 +168,7 @@ def plot_units(result: SortingResult, units: np.ndarray) -> Figure:
     """A contact sheet, three units a row: waveforms, autocorrelogram, amplitude over time and the main numbers of each."""
     rows = max(1, -(-len(units) // 3))
     height = 2.25 * rows + 0.3
-    figure = new_figure(15, height, layout=None)
+    figure = new_figure(15, height, arranged=False)
     if not len(units):
         say(figure.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[]), "no units")
         return figure
