@@ -31,7 +31,8 @@ def draw_probe(probe: Probe, ax: Axes, labels: bool | None = None) -> Axes:
     ax.set_ylim(y.min() - 0.03 * height - 10, y.max() + 0.03 * height + 10)
     # A long thin shank at its true proportions is a line: stretch it sideways, and only then.
     ax.set_aspect("equal" if 0.2 <= width / height <= 5 else "auto")
-    ax.set(xlabel="x (um)", ylabel="y (um), from the tip", title=f"{probe.name}: {probe.n_channels} channels")
+    ax.set(xlabel="x (um)", ylabel="y (um)")
+    ax.set_title(f"{probe.name}: {probe.n_channels} channels", fontsize=9)
     return ax
 
 
