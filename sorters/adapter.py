@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sortcore.errors import ProbeError, RecordingError
-from sortcore.probes import match_probe, number_shanks, probe_from_dict, side_by_side
+from sortcore.probes import match_probe, number_shanks, probe_from_dict
 from sortcore.types import Probe
 
 
@@ -73,25 +73,16 @@ def probe_of(recording: Any) -> Probe:
     probe = match_probe(probe_from_dict(group.to_dict(array_as_list=True), name), n)
     groups = recording.get_property("group")
     shank = probe.shank if groups is None else number_shanks([(int(s), str(g)) for s, g in zip(probe.shank, groups, strict=True)])
-    return set_apart(Probe(probe.positions_um, shank, name))
+    return check_distinct(Probe(probe.positions_um, shank, name))
 
 
-def set_apart(probe: Probe) -> Probe:
-    """Move shanks apart that share a place, as tetrodes do that are given without their distances.
-
-    Raises ProbeError where two contacts of one shank lie at the same place.
-    """
-    positions = probe.positions_um
-    members = [np.flatnonzero(probe.shank == s) for s in np.unique(probe.shank)]
-    for mine in members:
-        places, which, count = np.unique(positions[mine], axis=0, return_inverse=True, return_counts=True)
-        if (count > 1).any():
-            place = int(np.argmax(count > 1))
-            channels, (x, y) = mine[which.ravel() == place], places[place]
-            raise ProbeError(f"Channels {', '.join(map(str, channels))} lie at the same place, ({x:g}, {y:g}) um; every contact "
-                             "of a shank needs its own. Mend the probe, or put the channels on different shanks.")
-    if len(np.unique(positions, axis=0)) == len(positions):
-        return probe
-    apart = np.empty_like(positions)
-    apart[np.concatenate(members)] = side_by_side([positions[mine] for mine in members])
-    return Probe(apart, probe.shank, probe.name)
+def check_distinct(probe: Probe) -> Probe:
+    """The probe itself. Raises ProbeError where two contacts of one shank lie at the same place."""
+    places = np.column_stack([probe.shank, probe.positions_um])
+    _, which, count = np.unique(places, axis=0, return_inverse=True, return_counts=True)
+    if (count > 1).any():
+        channels = np.flatnonzero(which.ravel() == np.argmax(count > 1))
+        x, y = probe.positions_um[channels[0]]
+        raise ProbeError(f"Channels {', '.join(map(str, channels))} lie at the same place, ({x:g}, {y:g}) um; every contact "
+                         "of a shank needs its own. Mend the probe, or put the channels on different shanks.")
+    return probe

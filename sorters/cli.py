@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from sortcore import Probe
     from sorters.recordings import Input
 
-app = typer.Typer(name="sortcore", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="Spike sorting as convolutive semi-non-negative matrix factorisation.")
+app = typer.Typer(name="sortcore", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 INPUT = "Raw binary, .npy, a folder with recording.bin and info.json, or whatever SpikeInterface reads."
 FORMAT = "binary, npy, folder, saved, or SpikeInterface's name of a format (spikeglx, openephysbinary, nwb, ...); found out if not given."
@@ -31,6 +30,19 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps; auto takes a 
 Seed = Annotated[int, typer.Option(help="Seed of every random draw; the same input and seed give the same spikes.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over what is there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        from sorters import __version__
+
+        say(f"sortcore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version.")] = False) -> None:
+    """Spike sorting as convolutive semi-non-negative matrix factorisation."""
 
 
 @app.command()
@@ -80,11 +92,11 @@ def choose_probe(given: Probe | None, source: Input) -> Probe:
     """The probe that was given, else the recording's, else independent channels with a warning; checked against the channels."""
     from sortcore import Probe
     from sortcore.probes import match_probe
-    from sorters.adapter import set_apart
+    from sorters.adapter import check_distinct
 
     probe, n = given or source.probe, source.recording.n_channels
     if probe is not None:
-        return set_apart(match_probe(probe, n))
+        return check_distinct(match_probe(probe, n))
     if n > 1:
         warnings.warn("No probe is known, so every channel is sorted for itself; give --probe if neighbours see the same spikes.",
                       stacklevel=2)

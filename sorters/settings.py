@@ -81,7 +81,8 @@ def config_from_params(params: dict[str, Any]) -> SortConfig:
         raise ConfigError(f"settings must be a table of tables, {{section: {{name: value}}}}, but it is {settings!r}.")
     nested = {section: dict(values) for section, values in settings.items()}
     for name, (section, setting) in FLAT.items():
-        if name not in params or params[name] == fields_of(section)[setting].default:
+        default = fields_of(section)[setting].default
+        if name not in params or (params[name] == default and type(params[name]) is type(default)):
             continue
         given = nested.setdefault(section, {}).setdefault(setting, params[name])
         if given != params[name]:
