@@ -41,7 +41,7 @@ def show_version(wanted: bool) -> None:
 
 
 @app.callback()
-def options(version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version.")] = False) -> None:
+def options(version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show it.")] = False) -> None:
     """Spike sorting as convolutive semi-non-negative matrix factorisation."""
 
 
