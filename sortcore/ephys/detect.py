@@ -1,0 +1,193 @@
+"""The matched-filter detector.
+
+The data are correlated with a bank of unit-norm waveforms, each a temporal prototype times a spatial profile around a
+channel. Under white noise every score is N(0, 1), so the largest over the bank is the square root of twice the generalised
+log likelihood ratio of "a spike of some amplitude is here" against "noise alone" (Neyman and Pearson; Kay 1998, ch. 7).
+The threshold is the score that pure noise exceeds at the stated rate, measured on simulated white noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import torch
+
+from sortcore.ephys.config import DetectConfig
+from sortcore.numerics import correlate, unit_norm
+from sortcore.types import Detections, Probe
+
+GATE = 2.5  # a sample is looked at only where one channel alone scores this much
+SIZES_UM = (0.0, 20.0, 45.0)  # spatial profiles: one channel, and Gaussians of these widths
+N_PROTOTYPES = 6
+SEED_SD = 5.0  # single-channel troughs beyond this teach the prototypes
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Unit-norm waveforms: prototypes (P, L) in time; around each channel, profiles (N, G, M) over near channels (N, M).
+
+    near is padded with -1, profiles with 0. trough is the prototypes' trough sample.
+    """
+
+    prototypes: np.ndarray
+    near: np.ndarray
+    profiles: np.ndarray
+    trough: int
+
+
+def make_bank(prototypes: np.ndarray, trough: int, probe: Probe, radius_um: float) -> Bank:
+    """The bank of all prototypes at all channels and sizes."""
+    distance = np.linalg.norm(probe.positions_um[:, None] - probe.positions_um[None], axis=2)
+    close = (distance <= radius_um) & (probe.shank[:, None] == probe.shank[None])
+    width = close.sum(axis=1).max()
+    near = np.full((probe.n_channels, width), -1, np.int64)
+    profiles = np.zeros((probe.n_channels, len(SIZES_UM), width), np.float32)
+    for c in range(probe.n_channels):
+        local = np.flatnonzero(close[c])
+        local = local[np.argsort(distance[c, local], kind="stable")]
+        near[c, : len(local)] = local
+        for g, size in enumerate(SIZES_UM):
+            fall = np.exp(-0.5 * (distance[c, local] / size) ** 2) if size else (local == c).astype(float)
+            profiles[c, g, : len(local)] = fall / np.linalg.norm(fall)
+    return Bank(prototypes.astype(np.float32), near, profiles, trough)
+
+
+def learn_prototypes(x: np.ndarray, before: int, after: int, seed: int) -> tuple[np.ndarray, int]:
+    """(P, L) unit-norm single-channel waveforms and their trough, by k-means of the largest events of x (N, T).
+
+    Falls back to a band-limited pulse where there are too few events to learn from.
+    """
+    waves = seed_waveforms(x, before, after)
+    if len(waves) < 5 * N_PROTOTYPES:
+        t = np.arange(-before, after + 1) / max(before, 1)
+        pulses = [-(1 - (t / w) ** 2) * np.exp(-0.5 * (t / w) ** 2) for w in (0.15, 0.3)]
+        return unit_norm(np.array(pulses)[:, None])[:, 0].astype(np.float32), before
+    rng = np.random.default_rng(seed)
+    waves /= np.linalg.norm(waves, axis=1, keepdims=True)
+    centres = waves[rng.choice(len(waves), N_PROTOTYPES, replace=False)]
+    for _ in range(20):
+        similarity = waves @ centres.T
+        label = np.abs(similarity).argmax(axis=1)
+        sign = np.sign(similarity[np.arange(len(waves)), label])
+        for p in range(N_PROTOTYPES):
+            if (label == p).any():
+                centres[p] = (waves[label == p] * sign[label == p, None]).sum(axis=0)
+        centres = unit_norm(centres[:, None])[:, 0]
+    return centres.astype(np.float32), before
+
+
+def seed_waveforms(x: np.ndarray, before: int, after: int, most: int = 20000) -> np.ndarray:
+    """(S, before + after + 1) waveforms at large local extrema of single channels."""
+    size = np.abs(x)
+    inner = size[:, 1:-1]
+    peak = (inner > SEED_SD) & (inner >= size[:, :-2]) & (inner > size[:, 2:])
+    channel, sample = np.nonzero(peak)
+    sample = sample + 1
+    inside = (sample >= before) & (sample < x.shape[1] - after)
+    channel, sample = channel[inside], sample[inside]
+    # the largest extremum within a template's length stands for the event
+    keep = size[channel, sample] >= np.array([size[c, s - before : s + after + 1].max() for c, s in zip(channel, sample, strict=True)])
+    channel, sample = channel[keep][:most], sample[keep][:most]
+    return x[channel[:, None], sample[:, None] + np.arange(-before, after + 1)].astype(np.float32)
+
+
+def detect(x: torch.Tensor, bank: Bank, threshold: float, config: DetectConfig, fs: float, positions_um: np.ndarray) -> Detections:
+    """Local maxima in space and time of the bank's score over x (N, T) whitened.
+
+    Events whose template would reach past the ends are left to the neighbouring chunk.
+    """
+    scores = correlate(x, torch.from_numpy(bank.prototypes)).numpy()  # (P, N, T - L + 1)
+    channel, sample, score = candidates(scores, bank.near, bank.profiles, np.float32(min(GATE, threshold)), np.float32(threshold))
+    order = np.lexsort((channel, sample))
+    channel, sample, score = channel[order], sample[order], score[order]
+    keep = largest_nearby(channel, sample, score, positions_um, config.radius_um, max(1, int(config.dead_time_ms * fs / 1000)))
+    return Detections(sample[keep] + bank.trough, channel[keep], score[keep])
+
+
+@numba.njit(cache=True, nogil=True, parallel=True)
+def candidates(scores, near, profiles, gate, threshold):
+    """Channel, sample and score where the bank exceeds the threshold at a local maximum in time of one channel's own score."""
+    n_prototypes, n_channels, n_samples = scores.shape
+    n_sizes, width = profiles.shape[1:]
+    found_t = [np.empty(0, np.int64) for _ in range(n_channels)]
+    found_s = [np.empty(0, np.float32) for _ in range(n_channels)]
+    for c in numba.prange(n_channels):
+        own = np.zeros(n_samples, np.float32)
+        for p in range(n_prototypes):
+            for t in range(n_samples):
+                value = abs(scores[p, c, t])
+                if value > own[t]:
+                    own[t] = value
+        times, values = np.empty(n_samples, np.int64), np.empty(n_samples, np.float32)
+        count = 0
+        for t in range(n_samples):
+            if own[t] < gate:
+                continue
+            if (t > 0 and own[t - 1] > own[t]) or (t + 1 < n_samples and own[t + 1] >= own[t]):
+                continue
+            best = np.float32(0)
+            for p in range(n_prototypes):
+                for g in range(n_sizes):
+                    total = np.float32(0)
+                    for m in range(width):
+                        if near[c, m] < 0:
+                            break
+                        total += profiles[c, g, m] * scores[p, near[c, m], t]
+                    best = max(best, abs(total))
+            if best > threshold:
+                times[count], values[count] = t, best
+                count += 1
+        found_t[c], found_s[c] = times[:count].copy(), values[:count].copy()
+    total = 0
+    for c in range(n_channels):
+        total += len(found_t[c])
+    channel, sample, score = np.empty(total, np.int64), np.empty(total, np.int64), np.empty(total, np.float32)
+    at = 0
+    for c in range(n_channels):
+        for i in range(len(found_t[c])):
+            channel[at], sample[at], score[at] = c, found_t[c][i], found_s[c][i]
+            at += 1
+    return channel, sample, score
+
+
+@numba.njit(cache=True, nogil=True)
+def largest_nearby(channel, sample, score, positions_um, radius_um, dead):
+    """Keep the events (sorted by time) that no larger event within the radius and dead time outdoes."""
+    keep = np.ones(len(sample), np.bool_)
+    for i in range(len(sample)):
+        j = i + 1
+        while j < len(sample) and sample[j] - sample[i] <= dead:
+            dx = positions_um[channel[i], 0] - positions_um[channel[j], 0]
+            dy = positions_um[channel[i], 1] - positions_um[channel[j], 1]
+            if dx * dx + dy * dy <= radius_um * radius_um:
+                if score[j] > score[i]:
+                    keep[i] = False
+                else:
+                    keep[j] = False
+            j += 1
+    return keep
+
+
+def false_alarm_threshold(bank: Bank, config: DetectConfig, fs: float, positions_um: np.ndarray, seed: int, channel_seconds: float = 400.0) -> float:
+    """Score that white noise exceeds at the stated rate per channel and second.
+
+    The tail of the largest of many correlated Gaussians falls as exp(-u^2 / 2) times a slow factor (Rice 1944), so log rate
+    is fitted as a straight line in u^2 through the exceedances of simulated noise and read off at the stated rate.
+    """
+    n = len(positions_um)
+    rng = np.random.default_rng(seed)
+    length = len(bank.prototypes[0])
+    seconds = max(0.2, channel_seconds / n)
+    scores, duration = [], 0.0
+    while duration < seconds:
+        part = min(1.0, seconds)
+        noise = torch.from_numpy(rng.standard_normal((n, int(part * fs) + length - 1), dtype=np.float32))
+        scores.append(detect(noise, bank, 3.0, config, fs, positions_um).scores)
+        duration += part
+    tail = np.sort(np.concatenate(scores))[::-1]
+    rate = np.arange(1, len(tail) + 1) / (duration * n)
+    used = slice(min(20, len(tail) // 4), min(4000, len(tail) // 2))
+    slope, intercept = np.polyfit(tail[used] ** 2, np.log(rate[used]), 1, w=np.sqrt(np.arange(1, len(tail) + 1)[used]))
+    return float(np.sqrt(max(0.0, (np.log(config.false_alarm_hz) - intercept) / slope)))

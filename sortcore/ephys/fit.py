@@ -1,0 +1,304 @@
+"""Coordinate ascent of the semi-NMF on a sample of the recording.
+
+Each round: amplitudes by matching pursuit with the waveforms held; waveforms by regression on the collision-cleaned data
+(residual plus the spike's own template) with the amplitudes held; then the number of units is questioned. Units whose
+cleaned waveforms have a valley between them are split, those that have none are merged, those that explain too little are
+dropped, and what the residual still holds is clustered into new ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from sortcore import matching
+from sortcore.cluster import cluster, separation
+from sortcore.ephys.config import FitConfig, PursuitConfig
+from sortcore.matching import Matcher
+from sortcore.numerics import nearest_channels, unit_norm
+from sortcore.recording import chunks
+from sortcore.types import FitLog, Priors, Probe, Spikes
+
+SPREAD = 0.12  # smallest standard deviation of a unit's amplitudes, as a share of their mean
+MERGE_COSINE = 0.6  # units less alike than this are not tested for being one
+SAME_COSINE = 0.93  # first clusters more alike than this are one
+MIN_NORM = 4.5  # a unit whose waveform has a smaller norm cannot be told from noise
+DEAD_MS = 0.5
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One pass over the sample: spikes (template starts), their cleaned features (S, M, B) on each unit's channels (K, M)."""
+
+    spikes: Spikes
+    features: np.ndarray
+    channels: np.ndarray
+    log_joint: float
+    residual: np.ndarray
+
+
+def fit(x: torch.Tensor, waveforms: np.ndarray, counts: np.ndarray, probe: Probe, fs: float, config: FitConfig, pursuit: PursuitConfig,
+        find_new=None) -> tuple[np.ndarray, Priors, FitLog]:
+    """Learn waveforms and priors from x (N, T) whitened, starting at mean waveforms (K, N, D) of `counts` events each.
+
+    find_new: function of a residual that returns further mean waveforms and counts
+    Returns unit-norm waveforms (K, N, D), their priors, and the log.
+    """
+    seconds = x.shape[1] / fs
+    waveforms, counts = same_removed(*denoised(waveforms, counts, config.rank), fs)
+    priors = first_priors(waveforms, counts, seconds)
+    rows, steps = [], []
+    for i in range(config.iterations):
+        if not len(waveforms):
+            break
+        matcher = matching.prepare(unit_norm(waveforms), priors, fs, pursuit.subsamples, pursuit.amplitude_prior)
+        sweep = run_sweep(x, matcher, probe, fs, pursuit)
+        rows.append((sweep.log_joint, len(waveforms), len(sweep.spikes)))
+        groups = regroup(sweep, matcher, last=i == config.iterations - 1)
+        waveforms, counts, scores = rebuilt(groups, matcher, x.shape[0], config.rank)
+        n_before = len(matcher.coefficients)
+        steps.append(f"round {i + 1}: {n_before} units, {len(sweep.spikes)} spikes, {len(waveforms)} units after splits, merges and drops")
+        if find_new is not None and i < config.iterations - 1:
+            more, n_more = find_new(sweep.residual)
+            if len(more):
+                more, n_more = denoised(more, n_more, config.rank)
+                waveforms, counts = np.concatenate([waveforms, more]), np.concatenate([counts, n_more])
+                steps.append(f"round {i + 1}: {len(more)} new units from the residual")
+                waveforms, counts = same_removed(waveforms, counts, fs)
+        priors = first_priors(waveforms, counts, seconds)
+    log = FitLog(*(np.array([r[j] for r in rows]) for j in range(3)), steps=tuple(steps))
+    return unit_norm(waveforms), priors, log
+
+
+def first_priors(waveforms: np.ndarray, counts: np.ndarray, seconds: float) -> Priors:
+    norm = np.linalg.norm(waveforms.reshape(len(waveforms), -1), axis=1)
+    return Priors(norm, np.maximum(SPREAD * norm, 1.0), np.maximum(counts, 1) / seconds)
+
+
+def denoised(waveforms: np.ndarray, counts: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean waveforms (K, N, D) without the channels and components that noise alone could make; empty ones are left out."""
+    out = np.zeros_like(waveforms)
+    for k, (w, n) in enumerate(zip(waveforms, counts, strict=True)):
+        out[k] = low_rank(w, rank, 1.0 / max(n, 1))
+    norm = np.linalg.norm(out.reshape(len(out), -1), axis=1)
+    keep = norm > MIN_NORM
+    return out[keep], counts[keep]
+
+
+def low_rank(w: np.ndarray, rank: int, noise_variance: float) -> np.ndarray:
+    """(N, D) truncated SVD of a mean waveform on the channels that stand out of its noise."""
+    n, d = w.shape
+    energy = (w**2).sum(axis=1)
+    keep = energy > noise_variance * (d + 4 * np.sqrt(2 * d)) + 0.25
+    if not keep.any():
+        return np.zeros_like(w)
+    u, s, v = np.linalg.svd(w[keep], full_matrices=False)
+    floor = noise_variance * (np.sqrt(keep.sum()) + np.sqrt(d)) ** 2
+    r = int(np.clip((s**2 > floor).sum(), 1, rank))
+    out = np.zeros_like(w)
+    out[keep] = (u[:, :r] * s[:r]) @ v[:r]
+    return out
+
+
+def similarity(matcher: Matcher) -> tuple[np.ndarray, np.ndarray]:
+    """(K, K) largest cosine over lags of two templates, and the lag (the second later than the first by so much)."""
+    k, d = len(matcher.coefficients), matcher.n_samples
+    cosine, lag = np.zeros((k, k), np.float32), np.zeros((k, k), np.int64)
+    whole = len(matcher.shifts) // 2
+    for i in range(k):
+        part = slice(matcher.first[i], matcher.first[i + 1])
+        table = matcher.overlaps[part, whole]
+        best = table.argmax(axis=1)
+        cosine[i, matcher.other[part]] = table[np.arange(len(best)), best]
+        lag[i, matcher.other[part]] = best - (d - 1)
+    return cosine, lag
+
+
+def moved_by(w: np.ndarray, lag: int) -> np.ndarray:
+    """Waveform delayed by whole samples, zero-filled."""
+    out = np.zeros_like(w)
+    d = w.shape[-1]
+    if lag >= 0:
+        out[..., lag:] = w[..., : d - lag]
+    else:
+        out[..., :lag] = w[..., -lag:]
+    return out
+
+
+def same_removed(waveforms: np.ndarray, counts: np.ndarray, fs: float) -> tuple[np.ndarray, np.ndarray]:
+    """Average clusters that are alike at some lag (one cell seen from two channels), the largest absorbing the others."""
+    if len(waveforms) < 2:
+        return waveforms, counts
+    priors = first_priors(waveforms, counts, 1.0)
+    cosine, lag = similarity(matching.prepare(unit_norm(waveforms), priors, fs, 1))
+    norm = priors.amp_mean
+    waveforms, left = waveforms.copy(), np.ones(len(counts), bool)
+    total = counts.astype(float)
+    for i in np.argsort(-counts, kind="stable"):
+        if not left[i]:
+            continue
+        ratio = norm / norm[i]
+        for j in np.flatnonzero(left & (cosine[i] > SAME_COSINE) & (ratio > 0.7) & (ratio < 1.4)):
+            if j == i or abs(lag[i, j]) > waveforms.shape[2] // 3:
+                continue
+            total[i] += total[j]
+            left[j] = False
+    return waveforms[left], total[left].astype(counts.dtype)
+
+
+def run_sweep(x: torch.Tensor, matcher: Matcher, probe: Probe, fs: float, pursuit: PursuitConfig) -> Sweep:
+    """Pursue the whole sample in chunks with margins, and clean each spike's waveform of the others."""
+    d, n = matcher.n_samples, x.shape[1]
+    margin, dead = 4 * d, max(1, int(DEAD_MS * fs / 1000))
+    channels = wide_channels(matcher, probe)
+    residual = np.empty(x.shape, np.float32)
+    parts, features, log_joint = [], [], 0.0
+    for chunk in chunks((n,), max(int(pursuit.chunk_seconds * fs), 20 * d)):
+        low, high = max(0, chunk.start - margin), min(n, chunk.stop + margin)
+        piece = x[:, low:high].to(torch.float32)
+        spikes = matching.match(matcher, matching.scores(matcher, piece).numpy(), dead)
+        left = piece.numpy().copy()
+        matching.subtract(matcher, left, spikes)
+        residual[:, chunk.start : chunk.stop] = left[:, chunk.start - low : chunk.stop - low]
+        mine = spikes.select((spikes.samples + low >= chunk.start) & (spikes.samples + low < chunk.stop))
+        features.append(matching.cleaned_features(matcher, left, mine, channels))
+        parts.append(replace(mine, samples=mine.samples + low))
+        log_joint -= 0.5 * float((residual[:, chunk.start : chunk.stop] ** 2).sum(dtype=np.float64))
+    spikes = Spikes.concatenate(parts)
+    log_joint += float(log_prior(matcher, spikes).sum())
+    return Sweep(spikes, np.concatenate(features), channels, log_joint, residual)
+
+
+def log_prior(matcher: Matcher, spikes: Spikes) -> np.ndarray:
+    """(S,) log odds of each spike and of its amplitude."""
+    k = spikes.units
+    return matcher.log_odds[k] - 0.5 * matcher.amp_precision[k] * (spikes.amplitudes - matcher.amp_mean[k]) ** 2
+
+
+def wide_channels(matcher: Matcher, probe: Probe, radius_um: float = 150.0, most: int = 32) -> np.ndarray:
+    """(K, M) channels around each unit's largest, nearest first, -1 where there are fewer."""
+    size = (matcher.coefficients**2).sum(axis=2)
+    out = np.full((len(size), min(most, size.shape[1])), -1, np.int64)
+    for k, c in enumerate(size.argmax(axis=1)):
+        local = nearest_channels(probe, c, radius_um)
+        distance = np.linalg.norm(probe.positions_um[local] - probe.positions_um[c], axis=1)
+        local = local[np.argsort(distance, kind="stable")][: out.shape[1]]
+        out[k, : len(local)] = local
+    return out
+
+
+@dataclass(frozen=True)
+class Group:
+    """Spikes of one unit after regrouping: features (S, M, B) on channels (M,)."""
+
+    features: np.ndarray
+    channels: np.ndarray
+
+
+def regroup(sweep: Sweep, matcher: Matcher, last: bool, min_spikes: int = 10) -> list[Group]:
+    """Units after splits and merges, each tested on cleaned features."""
+    groups: list[Group] = []
+    for k in range(len(matcher.coefficients)):
+        mine = sweep.spikes.units == k
+        real = sweep.channels[k] >= 0
+        features, channels = sweep.features[mine][:, real], sweep.channels[k][real]
+        if len(features) < min_spikes:
+            continue
+        parts = [np.arange(len(features))] if last else split(features, matcher.coefficients[k][channels])
+        groups += [Group(features[p], channels) for p in parts]
+    return merged(groups, matcher)
+
+
+def split(features: np.ndarray, template: np.ndarray, min_spikes: int = 12) -> list[np.ndarray]:
+    """Members of each cluster of one unit's cleaned features (S, M, B)."""
+    labels = cluster(principal(features.reshape(len(features), -1)), min_spikes)
+    found = [np.flatnonzero(labels == k) for k in range(labels.max() + 1)]
+    return found or [np.arange(len(features))]
+
+
+def principal(flat: np.ndarray, n: int = 6, most: int = 2000) -> np.ndarray:
+    """(S, n) scores on the leading principal components."""
+    centred = flat - flat.mean(axis=0)
+    thin = centred[np.linspace(0, len(centred) - 1, min(len(centred), most)).astype(int)]
+    _, vectors = np.linalg.eigh(thin.T @ thin)
+    return centred @ vectors[:, ::-1][:, :n]
+
+
+def merged(groups: list[Group], matcher: Matcher) -> list[Group]:
+    """Join groups whose pooled features have no valley between them, the most alike first."""
+    n_channels = matcher.coefficients.shape[1]
+    groups = list(groups)
+    while True:
+        means = np.array([full_mean(g, n_channels) for g in groups]) if groups else np.zeros((0, 1))
+        flat = means.reshape(len(means), -1)
+        norm = np.linalg.norm(flat, axis=1)
+        cosine = flat @ flat.T / np.maximum(norm[:, None] * norm[None], 1e-9)
+        pairs = [(cosine[i, j], i, j) for i in range(len(groups)) for j in range(i) if cosine[i, j] > MERGE_COSINE]
+        gone: set[int] = set()
+        for _, i, j in sorted(pairs, reverse=True):
+            if i in gone or j in gone or not one(groups[i], groups[j]):
+                continue
+            groups[i] = joined(groups[i], groups[j])
+            gone.add(j)
+            gone.add(-i - 1)  # changed: compare it again in the next round
+        if not any(g >= 0 for g in gone):
+            return groups
+        groups = [g for i, g in enumerate(groups) if i not in gone]
+
+
+def full_mean(group: Group, n_channels: int) -> np.ndarray:
+    out = np.zeros((n_channels, group.features.shape[2]), np.float32)
+    out[group.channels] = group.features.mean(axis=0)
+    return out
+
+
+def shared_features(a: Group, b: Group) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features of both on the channels both were looked at."""
+    channels = np.intersect1d(a.channels, b.channels)
+    ia = np.array([np.flatnonzero(a.channels == c)[0] for c in channels], int)
+    ib = np.array([np.flatnonzero(b.channels == c)[0] for c in channels], int)
+    return a.features[:, ia], b.features[:, ib], channels
+
+
+def one(a: Group, b: Group) -> bool:
+    """Whether two groups have no significant valley between them."""
+    fa, fb, channels = shared_features(a, b)
+    if len(channels) < min(len(a.channels), len(b.channels)) / 2:
+        return False
+    fa, fb = fa[:: max(1, len(fa) // 1000)], fb[:: max(1, len(fb) // 1000)]
+    both = np.concatenate([fa, fb]).reshape(len(fa) + len(fb), -1)
+    difference = (fb.mean(axis=0) - fa.mean(axis=0)).ravel()
+    axis = difference / max(np.linalg.norm(difference), 1e-9)
+    along = both @ axis
+    space = np.column_stack([along, principal(both - along[:, None] * axis, 5)])
+    return separation(space[: len(fa)], space[len(fa) :]) < 1.0
+
+
+def joined(a: Group, b: Group) -> Group:
+    fa, fb, channels = shared_features(a, b)
+    return Group(np.concatenate([fa, fb]), channels)
+
+
+def rebuilt(groups: list[Group], matcher: Matcher, n_channels: int, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean waveforms (K, N, D), trimmed and denoised, of regrouped units, and their counts; too weak ones are dropped."""
+    waveforms, counts = [], []
+    for g in groups:
+        mean = trimmed_mean(g.features)
+        full = np.zeros((n_channels, matcher.basis.shape[1]), np.float32)
+        full[g.channels] = mean @ matcher.basis
+        waveforms.append(full)
+        counts.append(len(g.features))
+    if not waveforms:
+        return np.zeros((0, n_channels, matcher.basis.shape[1]), np.float32), np.zeros(0, np.int64), np.zeros(0)
+    waveforms, counts = np.array(waveforms), np.array(counts)
+    clean, kept = denoised(waveforms, counts, rank)
+    return clean, kept, np.zeros(len(kept))
+
+
+def trimmed_mean(features: np.ndarray) -> np.ndarray:
+    """Mean of features (S, M, B) without the tenth furthest from it."""
+    centre = features.mean(axis=0)
+    distance = ((features - centre) ** 2).sum(axis=(1, 2))
+    return features[distance <= np.quantile(distance, 0.9)].mean(axis=0)

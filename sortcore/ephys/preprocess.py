@@ -1,0 +1,226 @@
+"""Whitening: band-pass, reference, whitening in time and space, so that noise is white with sigma = 1.
+
+`learn` looks at stretches spread over the recording and returns a `Preprocessing`; `Whitener` applies it to any chunk.
+Both noise statistics are taken from spike-free samples: a covariance that includes the spikes would shrink them and
+leave the noise below sigma = 1, and then no threshold means what it says.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.linalg import solve_toeplitz
+from scipy.ndimage import maximum_filter1d
+from scipy.signal import butter, freqz_sos, windows
+
+from sortcore.ephys.config import PreprocessConfig
+from sortcore.errors import RecordingError
+from sortcore.numerics import MAD_TO_SD, fft_filter, mad
+from sortcore.recording import Chunk, Recording, chunks, read_padded
+from sortcore.types import Preprocessing, Probe
+
+AR_ORDER = 12
+SPIKE_SD = 4.0  # a sample beyond this many standard deviations is taken for a spike when noise is estimated
+MEDIAN_FROM_CHANNELS = 32  # below that a common median takes away too much of a spike
+
+
+def learn(recording: Recording, probe: Probe, config: PreprocessConfig) -> Preprocessing:
+    """Learn the noise of a recording.
+
+    Raises RecordingError where no channel can be used.
+    """
+    bandpass = bandpass_taps(recording.fs, config.highpass_hz, config.lowpass_hz)
+    stretches = noise_stretches(recording, config.noise_seconds, len(bandpass) // 2)
+    channels, bad = usable_channels(stretches, bandpass, recording)
+    probe = probe.select(channels)
+    base = Preprocessing(
+        channels=channels, n_recorded=recording.n_channels, fs=recording.fs, gain_uv=recording.gain_uv[channels],
+        offset=recording.offset[channels], probe=probe, reference=pick_reference(config.reference, probe), taps=bandpass,
+        bandpass_taps=bandpass, whitening=np.eye(len(channels), dtype=np.float32), artifact_uv=np.full(len(channels), np.inf),
+        bad_channels=bad,
+    )
+    banded = [banded_stretch(base, s) for s in stretches]
+    sd = np.median([mad(b) for b in banded], axis=0)
+    free = [spike_free(b, sd, probe, config.whitening_um, recording.fs) for b in banded]
+    taps = whitening_taps(bandpass, banded, free, sd) if config.whiten_time else bandpass
+    timed = [banded_stretch(base, s, taps) for s in stretches]
+    whitening = spatial_whitening(timed, free, probe, config.whitening_um)
+    return Preprocessing(**{**vars(base), "taps": taps, "whitening": whitening, "artifact_uv": config.artifact_sd * sd})
+
+
+def bandpass_taps(fs: float, low_hz: float, high_hz: float) -> np.ndarray:
+    """Zero-phase FIR with the squared magnitude of a third-order Butterworth band-pass (or high-pass where high_hz is 0)."""
+    half = int(3.0 * fs / low_hz)
+    n = 16 * half
+    frequency = np.fft.rfftfreq(n, 1 / fs)
+    if high_hz and high_hz < 0.49 * fs:
+        sos = butter(3, [low_hz, high_hz], "bandpass", fs=fs, output="sos")
+    else:
+        sos = butter(3, low_hz, "highpass", fs=fs, output="sos")
+    _, response = freqz_sos(sos, frequency, fs=fs)
+    return windowed_taps(np.abs(response) ** 2, half)
+
+
+def windowed_taps(magnitude: np.ndarray, half: int) -> np.ndarray:
+    """(2 half + 1,) zero-phase taps of a frequency response, tapered by a Hann window."""
+    kernel = np.roll(np.fft.irfft(magnitude), half)[: 2 * half + 1]
+    return (kernel * windows.hann(2 * half + 3)[1:-1]).astype(np.float32)
+
+
+def noise_stretches(recording: Recording, seconds: float, margin: int) -> list[np.ndarray]:
+    """Stored values (T + 2 margin, N) of half-second stretches spread evenly over the recording."""
+    size = int(0.5 * recording.fs)
+    pieces = list(chunks(recording.segment_lengths, size))
+    pieces = [p for p in pieces if p.stop - p.start == size] or pieces
+    wanted = min(len(pieces), max(1, int(seconds / 0.5)))
+    chosen = np.unique(np.linspace(0, len(pieces) - 1, wanted).round().astype(int))
+    return [read_padded(recording, pieces[i], margin) for i in chosen]
+
+
+def usable_channels(stretches: list[np.ndarray], bandpass: np.ndarray, recording: Recording) -> tuple[np.ndarray, dict[int, str]]:
+    """Channels worth sorting, and the reason for each of the others: NaN, constant, duplicate or far noisier than the rest."""
+    n = recording.n_channels
+    bad: dict[int, str] = {}
+    finite = np.mean([np.isfinite(s).all(axis=0) for s in stretches], axis=0) if stretches[0].dtype.kind == "f" else np.ones(n)
+    level = np.zeros((len(stretches), n))
+    for i, s in enumerate(stretches):
+        x = torch.from_numpy(np.ascontiguousarray(np.nan_to_num(s.astype(np.float32)).T * recording.gain_uv[:, None].astype(np.float32)))
+        level[i] = mad(fft_filter(x - x.mean(dim=1, keepdim=True), torch.from_numpy(bandpass)).numpy())
+    constant = np.all([np.ptp(s, axis=0) == 0 for s in stretches], axis=0)
+    noise = np.median(level, axis=0)
+    typical = np.median(noise[(noise > 0) & (finite > 0.5)]) if ((noise > 0) & (finite > 0.5)).any() else 0.0
+    seen: dict[bytes, int] = {}
+    for c in range(n):
+        if finite[c] < 0.5:
+            bad[c] = "NaN or infinite"
+        elif constant[c] or noise[c] == 0:
+            bad[c] = "constant"
+        elif noise[c] < 0.05 * typical:
+            bad[c] = "dead: noise below a twentieth of the other channels'"
+        elif noise[c] > 8 * typical:
+            bad[c] = "noisy: noise over eight times the other channels'"
+        else:
+            twin = seen.setdefault(np.ascontiguousarray(stretches[0][:, c]).tobytes(), c)
+            if twin != c:
+                bad[c] = f"the same data as channel {twin}"
+    channels = np.array([c for c in range(n) if c not in bad], dtype=np.int64)
+    if not len(channels):
+        reasons = ", ".join(sorted(set(bad.values())))
+        raise RecordingError(f"None of the {n} channels can be sorted ({reasons}). Check the file, its dtype and the number of channels.")
+    return channels, bad
+
+
+def pick_reference(reference: str, probe: Probe) -> str:
+    if reference != "auto":
+        return reference
+    return "median" if np.bincount(probe.shank - probe.shank.min()).max() >= MEDIAN_FROM_CHANNELS else "none"
+
+
+def banded_stretch(preprocessing: Preprocessing, stored: np.ndarray, taps: np.ndarray | None = None) -> np.ndarray:
+    """(N, T) referenced and filtered stretch in microvolts, of stored values with the filter's margin."""
+    whitener = Whitener(preprocessing, torch.device("cpu"))
+    x = whitener.referenced(stored)
+    return fft_filter(x, torch.from_numpy(preprocessing.taps if taps is None else taps)).numpy()
+
+
+def spike_free(x: np.ndarray, sd: np.ndarray, probe: Probe, radius_um: float, fs: float) -> np.ndarray:
+    """(N, T) where no channel within the radius holds a spike."""
+    spiking = np.abs(x) > SPIKE_SD * sd[:, None]
+    spiking = maximum_filter1d(spiking.astype(np.uint8), 2 * int(0.001 * fs) + 1, axis=1)
+    near = (neighbours(probe, radius_um)).astype(np.float32)
+    free = (near @ spiking.astype(np.float32)) < 0.5
+    scarce = free.mean(axis=1) < 0.05  # no silence on that channel: better all samples than none
+    free[scarce] = True
+    return free
+
+
+def neighbours(probe: Probe, radius_um: float) -> np.ndarray:
+    """(N, N) contacts of the same shank within the radius, itself among them."""
+    distance = np.linalg.norm(probe.positions_um[:, None] - probe.positions_um[None], axis=2)
+    return (distance <= radius_um) & (probe.shank[:, None] == probe.shank[None])
+
+
+def whitening_taps(bandpass: np.ndarray, banded: list[np.ndarray], free: list[np.ndarray], sd: np.ndarray) -> np.ndarray:
+    """The band-pass divided by the noise's amplitude spectrum, an AR(12) model of the spike-free samples of all channels."""
+    covariance = np.zeros(AR_ORDER + 1)
+    for lag in range(AR_ORDER + 1):
+        total = count = 0.0
+        for x, m in zip(banded, free, strict=True):
+            z, length = x / sd[:, None], x.shape[1] - lag
+            both = m[:, :length] & m[:, lag:]
+            total += float((z[:, :length] * z[:, lag:])[both].sum(dtype=np.float64))
+            count += float(both.sum())
+        covariance[lag] = total / count
+    covariance[0] *= 1 + 1e-4
+    ar = solve_toeplitz(covariance[:-1], covariance[1:])
+    half = len(bandpass) // 2
+    n = 16 * half
+    inverse = np.abs(np.fft.rfft(np.r_[1.0, -ar], n))  # 1 / sqrt(S): the prediction-error filter whitens
+    response = np.abs(np.fft.rfft(bandpass, n))
+    taps = windowed_taps(response * inverse, half)
+    return taps / np.sqrt(np.sum(taps.astype(np.float64) ** 2)).astype(np.float32)
+
+
+def spatial_whitening(timed: list[np.ndarray], free: list[np.ndarray], probe: Probe, radius_um: float) -> np.ndarray:
+    """(N, N) local ZCA: each channel whitened by its neighbourhood's inverse square-root covariance."""
+    n = len(timed[0])
+    total, count = np.zeros((n, n)), np.zeros((n, n))
+    for x, m in zip(timed, free, strict=True):
+        mask = m.astype(np.float32)
+        total += (x * mask) @ (x * mask).T
+        count += mask @ mask.T
+    covariance = total / np.maximum(count, 1)
+    near = neighbours(probe, radius_um)
+    whitening = np.zeros((n, n))
+    for c in range(n):
+        local = np.flatnonzero(near[c])
+        values, vectors = np.linalg.eigh(covariance[np.ix_(local, local)])
+        values = np.maximum(values, 1e-3 * np.median(values))
+        root = (vectors / np.sqrt(values)) @ vectors.T
+        whitening[c, local] = root[np.searchsorted(local, c)]
+    noise = np.sqrt(np.einsum("ij,jk,ik->i", whitening, covariance, whitening))
+    return (whitening / noise[:, None]).astype(np.float32)
+
+
+class Whitener:
+    """Applies a Preprocessing to chunks of a recording, on a torch device."""
+
+    def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
+        p = preprocessing
+        self.preprocessing, self.device = p, device
+        self.margin = p.margin
+        self.taps = torch.from_numpy(p.taps).to(device)
+        self.whitening = torch.from_numpy(p.whitening).to(device)
+        self.gain = torch.from_numpy(p.gain_uv.astype(np.float32)).to(device)[:, None]
+        self.offset = torch.from_numpy(p.offset.astype(np.float32)).to(device)[:, None]
+        self.artifact = torch.from_numpy(p.artifact_uv.astype(np.float32)).to(device)[:, None]
+        self.everything = bool(np.array_equal(p.channels, np.arange(p.n_recorded)))
+        self.shanks = [torch.from_numpy(np.flatnonzero(p.probe.shank == s)).to(device) for s in np.unique(p.probe.shank)]
+
+    def __call__(self, recording: Recording, chunk: Chunk) -> torch.Tensor:
+        """(N, T) whitened samples of a chunk, float32."""
+        x = fft_filter(self.masked(self.referenced(read_padded(recording, chunk, self.margin))), self.taps)
+        return self.whitening @ x
+
+    def referenced(self, stored: np.ndarray) -> torch.Tensor:
+        """(N, T) microvolts of the used channels, without the common reference, from stored values (T, n_recorded)."""
+        p = self.preprocessing
+        if not self.everything:
+            stored = stored[:, p.channels]
+        if stored.dtype.kind == "u":  # torch has no arithmetic for most unsigned types
+            stored = stored.astype(np.float32)
+        x = torch.from_numpy(np.ascontiguousarray(stored)).to(self.device).to(torch.float32).T.contiguous()
+        if stored.dtype.kind == "f":
+            x = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
+        x -= self.offset
+        x *= self.gain
+        if p.reference == "median":
+            for shank in self.shanks:
+                part = slice(None) if len(self.shanks) == 1 else shank
+                x[part] -= x[part].median(dim=0).values
+        elif p.reference == "local":
+            x -= self.local_reference @ x
+        return x
+
+    def masked(self, x: torch.Tensor) -> torch.Tensor:
+        return x

@@ -1,0 +1,281 @@
+"""Matching pursuit with templates that are sparse in channels: the fast form of the model's amplitude update.
+
+Spikes are taken in order of what they add to the log joint. With x the score of a unit-norm template and a Gaussian prior
+N(mu, s^2) on its amplitude, p = 1 / s^2,
+
+    a = (x + p mu) / (1 + p),    gain = (x + p mu)^2 / (2 (1 + p)) - p mu^2 / 2 + log odds.
+
+Scores come from one projection of the data on a temporal basis that all templates share. Taking a spike changes only the
+scores of templates that share a channel with it, through a table of template cross-correlations, so two spikes that share
+no channel or are a template apart never wait for each other, there is no cap on their number, and cost grows with the
+channels that units touch. `reference.pursuit_reference` is the slow, obvious form.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import torch
+
+from sortcore.numerics import correlate, shift, subsample_shifts, unit_norm
+from sortcore.types import Priors, Spikes
+
+BASIS_LOSS = 0.003  # share of the templates' energy that the shared temporal basis may lose
+MOST_BASIS = 12
+DEAD, DEAD_BAR = np.float32(-1e30), np.float32(-1e20)  # scores within a unit's dead time
+SINC_HALF = 5  # taps on either side when a score is interpolated between samples
+
+
+@dataclass(frozen=True)
+class Matcher:
+    """Templates made ready for matching.
+
+    basis: (B, D) orthonormal temporal basis
+    coefficients: (K, N, B) unit-norm templates in that basis, zero on channels a unit does not touch
+    shifts: (M,) sub-sample shifts; interpolator: (M, 2 SINC_HALF + 1) scores at those shifts from scores at samples
+    first: (K + 1,) where each unit's neighbours start in `other`; other: units that share a channel with it
+    overlaps: (pairs, M, 2 D - 1) <W_k shifted, W_other> at every lag
+    amp_mean, amp_precision, log_odds: (K,) the priors; threshold: (K,) smallest score with a gain above zero
+    """
+
+    basis: np.ndarray
+    coefficients: np.ndarray
+    shifts: np.ndarray
+    interpolator: np.ndarray
+    first: np.ndarray
+    other: np.ndarray
+    overlaps: np.ndarray
+    amp_mean: np.ndarray
+    amp_precision: np.ndarray
+    log_odds: np.ndarray
+    threshold: np.ndarray
+
+    @property
+    def n_samples(self) -> int:
+        return self.basis.shape[1]
+
+    def waveforms(self) -> np.ndarray:
+        """(K, N, D) the unit-norm templates that are matched."""
+        return self.coefficients @ self.basis
+
+
+def prepare(waveforms: np.ndarray, priors: Priors, fs: float, subsamples: int = 8, amplitude_prior: bool = True) -> Matcher:
+    """Make unit-norm waveforms (K, N, D) ready for matching."""
+    k, n, d = waveforms.shape
+    basis = shared_basis(waveforms, priors.amp_mean)
+    coefficients = unit_norm(waveforms @ basis.T).astype(np.float32)
+    shifts = subsample_shifts(subsamples)
+    first, other = sharing(coefficients)
+    precision = 1 / priors.amp_std**2 if amplitude_prior else np.zeros(k)
+    log_odds = np.log(np.maximum(priors.rate_hz, 1e-3) / fs) + 0.5 * np.log(precision / (1 + precision)) * bool(amplitude_prior)
+    mean = priors.amp_mean
+    threshold = np.sqrt((1 + precision) * np.maximum(precision * mean**2 - 2 * log_odds, 0)) - precision * mean
+    return Matcher(
+        basis, coefficients, shifts, sinc_interpolator(shifts), first, other, overlap_table(coefficients, basis, shifts, first, other),
+        mean.astype(np.float32), precision.astype(np.float32), log_odds.astype(np.float32), threshold.astype(np.float32),
+    )
+
+
+def shared_basis(waveforms: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(B, D) leading temporal components of all channels' waveforms, as many as the energy to be kept needs."""
+    d = waveforms.shape[2]
+    rows = (waveforms * np.sqrt(weights)[:, None, None]).reshape(-1, d).astype(np.float64)
+    values, vectors = np.linalg.eigh(rows.T @ rows)
+    energy = np.cumsum(values[::-1]) / max(values.sum(), 1e-12)
+    size = int(min(d, MOST_BASIS, 1 + np.searchsorted(energy, 1 - BASIS_LOSS)))
+    return np.ascontiguousarray(vectors[:, ::-1][:, :size].T).astype(np.float32)
+
+
+def sharing(coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each unit, the units that share a channel with it (itself among them): offsets (K + 1,) and units."""
+    used = (coefficients != 0).any(axis=2).astype(np.float32)
+    together = used @ used.T > 0
+    first = np.r_[0, np.cumsum(together.sum(axis=1))].astype(np.int64)
+    return first, np.nonzero(together)[1].astype(np.int64)
+
+
+def overlap_table(coefficients: np.ndarray, basis: np.ndarray, shifts: np.ndarray, first: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(pairs, M, 2 D - 1) inner products of a unit's shifted template with its neighbours' at lags -(D - 1) to D - 1."""
+    b, d = basis.shape
+    moved = np.pad(shift(np.pad(basis.astype(np.float64), ((0, 0), (d, d))), shifts), ((0, 0), (0, 0), (0, 0)))  # (M, B, 3 D)
+    lags = np.arange(-(d - 1), d)
+    rows = moved[:, :, d + lags[:, None] + np.arange(d)]  # (M, B, lags, D): shifted basis seen from a template `lag` later
+    products = np.einsum("mild,jd->ijml", rows, basis).reshape(b * b, -1).astype(np.float32)
+    out = np.empty((len(other), len(shifts), 2 * d - 1), np.float32)
+    for k in range(len(coefficients)):
+        near = other[first[k] : first[k + 1]]
+        spatial = np.einsum("nb,jnc->jbc", coefficients[k], coefficients[near]).reshape(len(near), b * b)
+        out[first[k] : first[k + 1]] = (spatial @ products).reshape(len(near), len(shifts), -1)
+    return out
+
+
+def sinc_interpolator(shifts: np.ndarray) -> np.ndarray:
+    """(M, 2 SINC_HALF + 1) Kaiser-windowed sinc weights that read a series at each shift from its samples around."""
+    taps = np.arange(-SINC_HALF, SINC_HALF + 1)
+    distance = taps[None] - shifts[:, None]
+    window = np.i0(6.0 * np.sqrt(np.maximum(0, 1 - (distance / (SINC_HALF + 1)) ** 2))) / np.i0(6.0)
+    return (np.sinc(distance) * window).astype(np.float32)
+
+
+def scores(matcher: Matcher, x: torch.Tensor) -> torch.Tensor:
+    """(K, T - D + 1) <x[:, t : t + D], W_k> for x (N, T)."""
+    projected = correlate(x, torch.from_numpy(matcher.basis).to(x.device))  # (B, N, T')
+    k, n, b = matcher.coefficients.shape
+    weights = torch.from_numpy(np.ascontiguousarray(matcher.coefficients.transpose(0, 2, 1)).reshape(k, b * n)).to(x.device)
+    return weights @ projected.reshape(b * n, -1)
+
+
+def match(matcher: Matcher, score: np.ndarray, dead: int) -> Spikes:
+    """Greedy pursuit over scores (K, T), which are changed in place.
+
+    Returns spikes in order of time; `samples` are template starts. A unit fires at most once in `dead` samples.
+    """
+    out = pursue(score, matcher.first, matcher.other, matcher.overlaps, matcher.interpolator, matcher.amp_mean, matcher.amp_precision,
+                 matcher.log_odds, matcher.threshold, dead)
+    samples, shift_index, units, amplitudes, gains = out
+    order = np.lexsort((units, samples))
+    return Spikes(samples[order], matcher.shifts[shift_index[order]].astype(np.float32), units[order], amplitudes[order], gains[order])
+
+
+@numba.njit(cache=True, nogil=True, fastmath=False)
+def refine(score, k, t, interpolator):
+    """Best sub-sample shift of a local maximum, and the score there."""
+    half = interpolator.shape[1] // 2
+    n = score.shape[1]
+    best, at = score[k, t], interpolator.shape[0] // 2
+    if t < half or t + half >= n:
+        return best, at
+    for i in range(-half, half + 1):
+        if score[k, t + i] < DEAD_BAR:  # a dead time ends here: nothing to interpolate from
+            return best, at
+    for m in range(interpolator.shape[0]):
+        value = np.float32(0)
+        for i in range(interpolator.shape[1]):
+            value += interpolator[m, i] * score[k, t - half + i]
+        if value > best:
+            best, at = value, m
+    return best, at
+
+
+@numba.njit(cache=True, nogil=True)
+def gain_of(x, mean, precision, log_odds):
+    x, mean, precision = float(x), float(mean), float(precision)
+    whole = max(x + precision * mean, 0.0)
+    return 0.5 * whole * whole / (1.0 + precision) - 0.5 * precision * mean * mean + float(log_odds)
+
+
+@numba.njit(cache=True, nogil=True)
+def push_peaks(heap, score, k, low, high, interpolator, mean, precision, log_odds, threshold):
+    """Put the local maxima of unit k in [low, high) that are worth a spike on the heap."""
+    n = score.shape[1]
+    bar = np.float32(0.8) * threshold[k]  # the peak between samples may be higher than the samples show
+    for t in range(max(low, 1), min(high, n - 1)):
+        x = score[k, t]
+        if x > bar and x >= score[k, t - 1] and x > score[k, t + 1]:
+            best, m = refine(score, k, t, interpolator)
+            g = gain_of(best, mean[k], precision[k], log_odds[k])
+            if g > 0:
+                heapq.heappush(heap, (-g, k, t, m))
+
+
+@numba.njit(cache=True, nogil=True)
+def pursue(score, first, other, overlaps, interpolator, mean, precision, log_odds, threshold, dead):
+    n_units, n = score.shape
+    reach = (overlaps.shape[2] - 1) // 2  # D - 1
+    heap = [(0.0, 0, 0, 0)]
+    heap.pop()
+    for k in range(n_units):
+        push_peaks(heap, score, k, 0, n, interpolator, mean, precision, log_odds, threshold)
+    samples, shifts, units = [0][:0], [0][:0], [0][:0]
+    amplitudes, gains = [0.0][:0], [0.0][:0]
+    half = interpolator.shape[1] // 2
+    while len(heap):
+        negative, k, t, m = heapq.heappop(heap)
+        x = score[k, t]
+        if not (x >= score[k, t - 1] and x > score[k, t + 1]):
+            continue
+        best, m_now = refine(score, k, t, interpolator)
+        g = gain_of(best, mean[k], precision[k], log_odds[k])
+        if g <= 0:
+            continue
+        if -g > negative:  # it has shrunk since: others may come first
+            heapq.heappush(heap, (-g, k, t, m_now))
+            continue
+        a = float((best + precision[k] * mean[k]) / (1 + precision[k]))
+        samples.append(t)
+        shifts.append(m_now)
+        units.append(k)
+        amplitudes.append(a)
+        gains.append(g)
+        for pair in range(first[k], first[k + 1]):
+            j = other[pair]
+            low, high = max(0, t - reach), min(n, t + reach + 1)
+            for s in range(low, high):
+                score[j, s] -= np.float32(a) * overlaps[pair, m_now, s - t + reach]
+            if j == k:
+                for s in range(max(0, t - dead), min(n, t + dead + 1)):
+                    score[k, s] = DEAD
+            push_peaks(heap, score, j, low - half, high + half, interpolator, mean, precision, log_odds, threshold)
+    return (np.array(samples, np.int64), np.array(shifts, np.int64), np.array(units, np.int64), np.array(amplitudes, np.float32),
+            np.array(gains, np.float32))
+
+
+def subtract(matcher: Matcher, x: np.ndarray, spikes: Spikes) -> None:
+    """Take the spikes' waveforms off x (N, T), in place; `samples` are template starts."""
+    moved = shift(np.pad(matcher.basis, ((0, 0), (0, 0))), matcher.shifts).astype(np.float32)
+    used = (matcher.coefficients != 0).any(axis=2)
+    add_waveforms(x, spikes.samples, shift_indices(matcher, spikes), spikes.units, -spikes.amplitudes, matcher.coefficients, used, moved)
+
+
+def shift_indices(matcher: Matcher, spikes: Spikes) -> np.ndarray:
+    m = len(matcher.shifts)
+    return np.rint(spikes.shifts * m).astype(np.int64) + m // 2
+
+
+@numba.njit(cache=True, nogil=True)
+def add_waveforms(x, samples, shifts, units, amplitudes, coefficients, used, moved):
+    n_channels, n = x.shape
+    n_basis, d = moved.shape[1:]
+    for i in range(len(samples)):
+        t, k = samples[i], units[i]
+        low, high = max(0, -t), min(d, n - t)
+        for c in range(n_channels):
+            if not used[k, c]:
+                continue
+            for b in range(n_basis):
+                weight = amplitudes[i] * coefficients[k, c, b]
+                for s in range(low, high):
+                    x[c, t + s] += weight * moved[shifts[i], b, s]
+
+
+def cleaned_features(matcher: Matcher, residual: np.ndarray, spikes: Spikes, channels: np.ndarray) -> np.ndarray:
+    """(S, M, B) collision-cleaned waveforms in the shared basis: the residual at each spike plus the spike's own template.
+
+    channels: (K, M) channels to look at for each unit, -1 for none. Sub-sample shifts are undone by projecting on the
+    shifted basis; noise keeps unit variance in every feature.
+    """
+    moved = shift(matcher.basis, matcher.shifts).astype(np.float32)
+    return project(residual, spikes.samples, shift_indices(matcher, spikes), spikes.units, spikes.amplitudes, matcher.coefficients, channels, moved)
+
+
+@numba.njit(cache=True, nogil=True)
+def project(residual, samples, shifts, units, amplitudes, coefficients, channels, moved):
+    n_basis, d = moved.shape[1:]
+    n = residual.shape[1]
+    out = np.zeros((len(samples), channels.shape[1], n_basis), np.float32)
+    for i in range(len(samples)):
+        t, k = samples[i], units[i]
+        low, high = max(0, -t), min(d, n - t)
+        for m in range(channels.shape[1]):
+            c = channels[k, m]
+            if c < 0:
+                continue
+            for b in range(n_basis):
+                total = np.float32(0)
+                for s in range(low, high):
+                    total += residual[c, t + s] * moved[shifts[i], b, s]
+                out[i, m, b] = total + amplitudes[i] * coefficients[k, c, b]
+    return out
