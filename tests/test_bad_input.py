@@ -1,7 +1,4 @@
-"""What is wrong with recordings and folders in practice: a clear sentence, or a valid (perhaps empty) result. One row a case.
-
-The rows go through the real command, and those about the recording itself through `sortcore.sort` too.
-"""
+"""What is wrong with recordings and folders in practice: a clear sentence, or a valid (perhaps empty) result. One row a case."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ from sortcore.types import LABELS
 from sorters.cli import app
 
 FS = 30000
-SECONDS = 6
+SECONDS = 4
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +84,8 @@ CASES = (
     Case("unsigned, with an offset of 12 bits", lambda data: (data.astype("int32") + 2048).clip(0).astype("uint16"), min_units=1),
     Case("signed, with an offset", lambda data: data + np.int16(2056), min_units=1),
     Case("two equal channels", lambda data: np.concatenate([data, data[:, 3:4]], axis=1), min_units=1),
-    Case("0.1 s", lambda data: data[: FS // 10], error="0.1 s|too short|samples", max_good=2),
-    Case("one sample", lambda data: data[:1], error="short|sample"),
+    Case("0.1 s", lambda data: data[: FS // 10], max_good=2),
+    Case("one sample", lambda data: data[:1], error="too short|at least 0.05 s"),
     Case("one channel", lambda data: data[:, 3:4], max_good=6),
     Case("no spike at all", noise, max_good=0),
     Case("complex numbers", lambda data: data.astype("complex64"), error="integers or floats"),
@@ -120,12 +117,16 @@ def probe_file(path: Path, positions_um: list[list[float]]) -> Path:
 def command(*arguments: object) -> tuple[int, str]:
     """Exit code and words of `sortcore sort`; never a traceback, and at most one error."""
     done = CliRunner().invoke(app, ["sort", *map(str, arguments)])
-    assert "Traceback" not in done.output and done.output.count("Error:") == (done.exit_code != 0), done.output
+    assert "Traceback" not in done.output and len(re.findall("^Error:", done.output, re.M)) == (done.exit_code != 0), done.output
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done.exit_code, done.output
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+# the engine sees every case below; the command those in which it has something to say, or nothing to write
+SAID = [case for case in CASES if case.error or case.left_out or case.max_good is not None]
+
+
+@pytest.mark.parametrize("case", SAID, ids=lambda case: case.name)
 def test_the_command_gives_a_sentence_or_a_valid_result(case: Case, clean: np.ndarray, tmp_path: Path) -> None:
     data = case.change(clean.copy())
     np.save(tmp_path / "data.npy", data)
@@ -135,7 +136,7 @@ def test_the_command_gives_a_sentence_or_a_valid_result(case: Case, clean: np.nd
         assert code == 1 and case.error is not None and re.search(case.error, words), words
         assert not (tmp_path / "out").exists()
     else:
-        assert case.error is None or case.max_good is not None, f"expected an error that says {case.error}"
+        assert case.error is None, f"expected an error that says {case.error}"
         check(case, load_result(tmp_path / "out"))
         assert all(f"channel {c}" in words for c in case.left_out)
         assert (tmp_path / "out" / "phy" / "params.py").is_file()
@@ -149,7 +150,7 @@ def test_the_engine_gives_an_error_of_its_own_or_a_valid_result(case: Case, clea
     except sc.SortcoreError as error:
         assert case.error is not None and re.search(case.error, str(error)), error
     else:
-        assert case.error is None or case.max_good is not None, f"expected an error that says {case.error}"
+        assert case.error is None, f"expected an error that says {case.error}"
         check(case, result)
 
 
