@@ -24,8 +24,9 @@ from sortcore.numerics import correlate, shift, subsample_shifts, unit_norm
 from sortcore.types import Priors, Spikes
 
 BASIS_LOSS = 0.003  # share of the templates' energy that the shared temporal basis may lose
-MOST_BASIS = 12
+MOST_BASIS = 8
 DEAD, DEAD_BAR = np.float32(-1e30), np.float32(-1e20)  # scores within a unit's dead time
+SCAN = 256  # samples looked at together for a score above the threshold
 SINC_HALF = 5  # taps on either side when a score is interpolated between samples
 
 
@@ -122,10 +123,12 @@ def sinc_interpolator(shifts: np.ndarray) -> np.ndarray:
 
 def scores(matcher: Matcher, x: torch.Tensor) -> torch.Tensor:
     """(K, T - D + 1) <x[:, t : t + D], W_k> for x (N, T)."""
-    projected = correlate(x, torch.from_numpy(matcher.basis).to(x.device))  # (B, N, T')
+    valid = x.shape[1] - matcher.n_samples + 1
     k, n, b = matcher.coefficients.shape
-    weights = torch.from_numpy(np.ascontiguousarray(matcher.coefficients.transpose(0, 2, 1)).reshape(k, b * n)).to(x.device)
-    return weights @ projected.reshape(b * n, -1)
+    weights = torch.from_numpy(matcher.coefficients.reshape(k, n * b)).to(x.device)
+    blocks = correlate(x, torch.from_numpy(matcher.basis).to(x.device))
+    each = torch.matmul(weights, blocks.reshape(len(blocks), n * b, -1))  # (n_blocks, K, BLOCK)
+    return each.permute(1, 0, 2).reshape(k, -1)[:, : max(valid, 0)].contiguous()
 
 
 def match(matcher: Matcher, score: np.ndarray, dead: int) -> Spikes:
@@ -188,7 +191,14 @@ def pursue(score, first, other, overlaps, interpolator, mean, precision, log_odd
     heap = [(0.0, 0, 0, 0)]
     heap.pop()
     for k in range(n_units):
-        push_peaks(heap, score, k, 0, n, interpolator, mean, precision, log_odds, threshold)
+        bar = np.float32(0.8) * threshold[k]
+        for start in range(0, n, SCAN):
+            stop = min(n, start + SCAN)
+            top = score[k, start]
+            for t in range(start, stop):  # branch-free, so that it is compiled to vector instructions
+                top = max(top, score[k, t])
+            if top > bar:
+                push_peaks(heap, score, k, start, stop, interpolator, mean, precision, log_odds, threshold)
     samples, shifts, units = [0][:0], [0][:0], [0][:0]
     amplitudes, gains = [0.0][:0], [0.0][:0]
     half = interpolator.shape[1] // 2

@@ -54,7 +54,7 @@ class PreprocessConfig(Checked):
     whitening_um: float = setting(100.0, "contacts within this distance are whitened together", "um", 0.0)
     whiten_time: bool = setting(True, "whiten in time as well as in space")
     artifact_sd: float = setting(60.0, "a sample beyond this many noise standard deviations of its channel, wider than a spike can be, is masked", "sd", 10.0)
-    noise_seconds: float = setting(20.0, "length of the samples from which the noise is learned", "s", 0.5)
+    noise_seconds: float = setting(8.0, "length of the samples from which the noise is learned", "s", 0.5)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class DetectConfig(Checked):
 
 @dataclass(frozen=True)
 class InitializeConfig(Checked):
-    min_spikes: int = setting(12, "smallest cluster that becomes a unit", "spikes", 2)
+    min_spikes: int = setting(10, "smallest cluster that becomes a unit", "spikes", 2)
     n_components: int = setting(8, "principal components in which spikes are clustered", "", 1, 50)
     radius_um: float = setting(100.0, "channels whose waveforms are looked at", "um", 1.0)
 
@@ -76,8 +76,8 @@ class FitConfig(Checked):
     sample_seconds: float = setting(120.0, "length of the sample on which templates are learned", "s", 1.0)
     iterations: int = setting(3, "rounds of coordinate ascent", "", 1, 50)
     rank: int = setting(5, "rank of a template", "", 1, 20)
-    before_ms: float = setting(1.0, "template before the trough", "ms", 0.2, 5.0)
-    after_ms: float = setting(1.8, "template after the trough", "ms", 0.2, 5.0)
+    before_ms: float = setting(0.8, "template before the trough", "ms", 0.2, 5.0)
+    after_ms: float = setting(1.3, "template after the trough", "ms", 0.2, 5.0)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,9 @@ class PursuitConfig(Checked):
 class CurateConfig(Checked):
     refractory_ms: float = setting(1.5, "no cell fires twice within this time", "ms", 0.1, 20.0)
     max_contamination: float = setting(0.2, "a good unit's contamination stays under this", "share", 0.0, 1.0)
-    min_snr: float = setting(4.0, "a unit whose whitened waveform has a smaller norm is labelled noise", "sd", 0.0)
+    max_missed: float = setting(0.3, "a good unit misses fewer of its spikes than this", "share", 0.0, 1.0)
+    min_snr: float = setting(6.0, "a unit whose whitened waveform has a smaller norm is labelled noise", "sd", 0.0)
+    min_spikes: int = setting(8, "a unit with fewer spikes is labelled noise", "spikes", 0)
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ class SortConfig:
     @classmethod
     def from_dict(cls, values: dict[str, dict[str, Any]]) -> SortConfig:
         """The inverse of `to_dict`; missing settings keep their defaults, unknown ones raise ConfigError."""
-        parts, known = {}, {f.name: type(f.default) for f in fields(cls)}
+        parts: dict[str, Any] = {}
+        known: dict[str, Any] = {f.name: type(f.default) for f in fields(cls)}
         for section, settings in values.items():
             if section not in known:
                 raise ConfigError(f"There is no section {section!r} in the settings; there are {', '.join(known)}.")

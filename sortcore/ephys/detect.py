@@ -16,6 +16,8 @@ import torch
 
 from sortcore.ephys.config import DetectConfig
 from sortcore.numerics import correlate, unit_norm
+from sortcore.progress import Track, silent
+from sortcore.recording import chunks
 from sortcore.types import Detections, Probe
 
 GATE = 2.5  # a sample is looked at only where one channel alone scores this much
@@ -98,28 +100,42 @@ def detect(x: torch.Tensor, bank: Bank, threshold: float, config: DetectConfig, 
 
     Events whose template would reach past the ends are left to the neighbouring chunk.
     """
-    scores = correlate(x, torch.from_numpy(bank.prototypes)).numpy()  # (P, N, T - L + 1)
-    channel, sample, score = candidates(scores, bank.near, bank.profiles, np.float32(min(GATE, threshold)), np.float32(threshold))
+    blocks = correlate(x, torch.from_numpy(bank.prototypes)).numpy()  # (n_blocks, N, P, BLOCK)
+    n_valid = max(0, x.shape[1] - bank.prototypes.shape[1] + 1)
+    channel, sample, score = candidates(blocks, n_valid, bank.near, bank.profiles, np.float32(min(GATE, threshold)), np.float32(threshold))
     order = np.lexsort((channel, sample))
     channel, sample, score = channel[order], sample[order], score[order]
     keep = largest_nearby(channel, sample, score, positions_um, config.radius_um, max(1, int(config.dead_time_ms * fs / 1000)))
     return Detections(sample[keep] + bank.trough, channel[keep], score[keep])
 
 
+def detect_all(x: torch.Tensor, bank: Bank, threshold: float, config: DetectConfig, fs: float, positions_um: np.ndarray,
+               track: Track = silent) -> Detections:
+    """`detect` over a long x (N, T), a second at a time."""
+    length, size = bank.prototypes.shape[1], int(fs)
+    pieces = list(chunks((max(x.shape[1] - length + 1, 0),), size))
+    found = []
+    for c in track(pieces, "detect", len(pieces)):
+        d = detect(x[:, c.start : c.stop + length - 1], bank, threshold, config, fs, positions_um)
+        found.append((d.samples + c.start, d.channels, d.scores))
+    if not found:
+        return Detections(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+    return Detections(*(np.concatenate(part) for part in zip(*found, strict=True)))
+
+
 @numba.njit(cache=True, nogil=True, parallel=True)
-def candidates(scores, near, profiles, gate, threshold):
+def candidates(scores, n_samples, near, profiles, gate, threshold):
     """Channel, sample and score where the bank exceeds the threshold at a local maximum in time of one channel's own score."""
-    n_prototypes, n_channels, n_samples = scores.shape
+    n_blocks, n_channels, n_prototypes, size = scores.shape
     n_sizes, width = profiles.shape[1:]
     found_t = [np.empty(0, np.int64) for _ in range(n_channels)]
     found_s = [np.empty(0, np.float32) for _ in range(n_channels)]
     for c in numba.prange(n_channels):
-        own = np.zeros(n_samples, np.float32)
-        for p in range(n_prototypes):
-            for t in range(n_samples):
-                value = abs(scores[p, c, t])
-                if value > own[t]:
-                    own[t] = value
+        own = np.zeros(n_blocks * size, np.float32)
+        for j in range(n_blocks):
+            for p in range(n_prototypes):
+                for i in range(size):
+                    own[j * size + i] = max(own[j * size + i], abs(scores[j, c, p, i]))
         times, values = np.empty(n_samples, np.int64), np.empty(n_samples, np.float32)
         count = 0
         for t in range(n_samples):
@@ -127,14 +143,14 @@ def candidates(scores, near, profiles, gate, threshold):
                 continue
             if (t > 0 and own[t - 1] > own[t]) or (t + 1 < n_samples and own[t + 1] >= own[t]):
                 continue
-            best = np.float32(0)
+            best, j, i = np.float32(0), t // size, t % size
             for p in range(n_prototypes):
                 for g in range(n_sizes):
                     total = np.float32(0)
                     for m in range(width):
                         if near[c, m] < 0:
                             break
-                        total += profiles[c, g, m] * scores[p, near[c, m], t]
+                        total += profiles[c, g, m] * scores[j, near[c, m], p, i]
                     best = max(best, abs(total))
             if best > threshold:
                 times[count], values[count] = t, best

@@ -17,14 +17,15 @@ from sortcore import matching
 from sortcore.cluster import cluster, separation
 from sortcore.ephys.config import FitConfig, PursuitConfig
 from sortcore.matching import Matcher
-from sortcore.numerics import nearest_channels, unit_norm
+from sortcore.numerics import leading, nearest_channels, unit_norm
 from sortcore.recording import chunks
 from sortcore.types import FitLog, Priors, Probe, Spikes
 
 SPREAD = 0.12  # smallest standard deviation of a unit's amplitudes, as a share of their mean
 MERGE_COSINE = 0.6  # units less alike than this are not tested for being one
+RAY_COSINE = 0.96  # units more alike than this differ in amplitude alone
 SAME_COSINE = 0.93  # first clusters more alike than this are one
-MIN_NORM = 4.5  # a unit whose waveform has a smaller norm cannot be told from noise
+MIN_NORM = 5.0  # a smaller waveform's spikes are mostly below the threshold that noise allows
 DEAD_MS = 0.5
 
 
@@ -40,14 +41,14 @@ class Sweep:
 
 
 def fit(x: torch.Tensor, waveforms: np.ndarray, counts: np.ndarray, probe: Probe, fs: float, config: FitConfig, pursuit: PursuitConfig,
-        find_new=None) -> tuple[np.ndarray, Priors, FitLog]:
+        trough: int, min_spikes: int = 10, find_new=None) -> tuple[np.ndarray, Priors, FitLog]:
     """Learn waveforms and priors from x (N, T) whitened, starting at mean waveforms (K, N, D) of `counts` events each.
 
     find_new: function of a residual that returns further mean waveforms and counts
     Returns unit-norm waveforms (K, N, D), their priors, and the log.
     """
     seconds = x.shape[1] / fs
-    waveforms, counts = same_removed(*denoised(waveforms, counts, config.rank), fs)
+    waveforms, counts = same_removed(*denoised(waveforms, counts, config.rank, trough), fs)
     priors = first_priors(waveforms, counts, seconds)
     rows, steps = [], []
     for i in range(config.iterations):
@@ -56,14 +57,14 @@ def fit(x: torch.Tensor, waveforms: np.ndarray, counts: np.ndarray, probe: Probe
         matcher = matching.prepare(unit_norm(waveforms), priors, fs, pursuit.subsamples, pursuit.amplitude_prior)
         sweep = run_sweep(x, matcher, probe, fs, pursuit)
         rows.append((sweep.log_joint, len(waveforms), len(sweep.spikes)))
-        groups = regroup(sweep, matcher, last=i == config.iterations - 1)
-        waveforms, counts, scores = rebuilt(groups, matcher, x.shape[0], config.rank)
+        groups = regroup(sweep, matcher, fs, i == config.iterations - 1, min_spikes)
+        waveforms, counts, scores = rebuilt(groups, matcher, x.shape[0], config.rank, trough)
         n_before = len(matcher.coefficients)
         steps.append(f"round {i + 1}: {n_before} units, {len(sweep.spikes)} spikes, {len(waveforms)} units after splits, merges and drops")
         if find_new is not None and i < config.iterations - 1:
             more, n_more = find_new(sweep.residual)
             if len(more):
-                more, n_more = denoised(more, n_more, config.rank)
+                more, n_more = denoised(more, n_more, config.rank, trough)
                 waveforms, counts = np.concatenate([waveforms, more]), np.concatenate([counts, n_more])
                 steps.append(f"round {i + 1}: {len(more)} new units from the residual")
                 waveforms, counts = same_removed(waveforms, counts, fs)
@@ -73,18 +74,24 @@ def fit(x: torch.Tensor, waveforms: np.ndarray, counts: np.ndarray, probe: Probe
 
 
 def first_priors(waveforms: np.ndarray, counts: np.ndarray, seconds: float) -> Priors:
-    norm = np.linalg.norm(waveforms.reshape(len(waveforms), -1), axis=1)
+    norm = np.linalg.norm(waveforms, axis=(1, 2))
     return Priors(norm, np.maximum(SPREAD * norm, 1.0), np.maximum(counts, 1) / seconds)
 
 
-def denoised(waveforms: np.ndarray, counts: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+def denoised(waveforms: np.ndarray, counts: np.ndarray, rank: int, trough: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean waveforms (K, N, D) without the channels and components that noise alone could make; empty ones are left out."""
     out = np.zeros_like(waveforms)
     for k, (w, n) in enumerate(zip(waveforms, counts, strict=True)):
-        out[k] = low_rank(w, rank, 1.0 / max(n, 1))
-    norm = np.linalg.norm(out.reshape(len(out), -1), axis=1)
+        out[k] = centred(low_rank(w, rank, 1.0 / max(n, 1)), trough)
+    norm = np.linalg.norm(out, axis=(1, 2))
     keep = norm > MIN_NORM
     return out[keep], counts[keep]
+
+
+def centred(w: np.ndarray, trough: int) -> np.ndarray:
+    """Waveform moved so that the extremum of its largest channel is at the trough sample, and none of it is cut off later."""
+    best = (w**2).sum(axis=1).argmax()
+    return moved_by(w, trough - int(np.abs(w[best]).argmax()))
 
 
 def low_rank(w: np.ndarray, rank: int, noise_variance: float) -> np.ndarray:
@@ -120,7 +127,9 @@ def moved_by(w: np.ndarray, lag: int) -> np.ndarray:
     """Waveform delayed by whole samples, zero-filled."""
     out = np.zeros_like(w)
     d = w.shape[-1]
-    if lag >= 0:
+    if lag == 0:
+        return w
+    if lag > 0:
         out[..., lag:] = w[..., : d - lag]
     else:
         out[..., :lag] = w[..., -lag:]
@@ -191,61 +200,79 @@ def wide_channels(matcher: Matcher, probe: Probe, radius_um: float = 150.0, most
 
 @dataclass(frozen=True)
 class Group:
-    """Spikes of one unit after regrouping: features (S, M, B) on channels (M,)."""
+    """Spikes of one unit after regrouping: samples (S,), amplitudes (S,), features (S, M, B) on channels (M,)."""
 
+    samples: np.ndarray
+    amplitudes: np.ndarray
     features: np.ndarray
     channels: np.ndarray
 
+    def part(self, index: np.ndarray) -> Group:
+        return Group(self.samples[index], self.amplitudes[index], self.features[index], self.channels)
 
-def regroup(sweep: Sweep, matcher: Matcher, last: bool, min_spikes: int = 10) -> list[Group]:
+
+def regroup(sweep: Sweep, matcher: Matcher, fs: float, last: bool, min_spikes: int) -> list[Group]:
     """Units after splits and merges, each tested on cleaned features."""
     groups: list[Group] = []
     for k in range(len(matcher.coefficients)):
-        mine = sweep.spikes.units == k
-        real = sweep.channels[k] >= 0
-        features, channels = sweep.features[mine][:, real], sweep.channels[k][real]
-        if len(features) < min_spikes:
+        mine, real = sweep.spikes.units == k, sweep.channels[k] >= 0
+        group = Group(sweep.spikes.samples[mine], sweep.spikes.amplitudes[mine], sweep.features[mine][:, real], sweep.channels[k][real])
+        if len(group.samples) < min_spikes:
             continue
-        parts = [np.arange(len(features))] if last else split(features, matcher.coefficients[k][channels])
-        groups += [Group(features[p], channels) for p in parts]
-    return merged(groups, matcher)
+        groups += [group] if last else [group.part(p) for p in split(group, min_spikes)]
+    return merged(groups, matcher.coefficients.shape[1], fs)
 
 
-def split(features: np.ndarray, template: np.ndarray, min_spikes: int = 12) -> list[np.ndarray]:
-    """Members of each cluster of one unit's cleaned features (S, M, B)."""
-    labels = cluster(principal(features.reshape(len(features), -1)), min_spikes)
+def split(group: Group, min_spikes: int) -> list[np.ndarray]:
+    """Members of each cluster of one unit's cleaned waveforms, after the share that amplitude alone explains is taken off."""
+    flat = shape_only(group.features)
+    labels = cluster(principal(flat), min_spikes)
     found = [np.flatnonzero(labels == k) for k in range(labels.max() + 1)]
-    return found or [np.arange(len(features))]
+    return found or [np.arange(len(flat))]
+
+
+def shape_only(features: np.ndarray) -> np.ndarray:
+    """(S, M B) features without their component along the mean: what is left when a unit's amplitude is free."""
+    flat = features.reshape(len(features), -1)
+    mean = flat.mean(axis=0)
+    axis = mean / max(np.linalg.norm(mean), 1e-9)
+    return flat - (flat @ axis)[:, None] * axis
 
 
 def principal(flat: np.ndarray, n: int = 6, most: int = 2000) -> np.ndarray:
     """(S, n) scores on the leading principal components."""
     centred = flat - flat.mean(axis=0)
     thin = centred[np.linspace(0, len(centred) - 1, min(len(centred), most)).astype(int)]
-    _, vectors = np.linalg.eigh(thin.T @ thin)
-    return centred @ vectors[:, ::-1][:, :n]
+    return centred @ leading(thin, n)
 
 
-def merged(groups: list[Group], matcher: Matcher) -> list[Group]:
-    """Join groups whose pooled features have no valley between them, the most alike first."""
-    n_channels = matcher.coefficients.shape[1]
+def merged(groups: list[Group], n_channels: int, fs: float) -> list[Group]:
+    """Join groups that are one cell, the most alike first."""
     groups = list(groups)
-    while True:
-        means = np.array([full_mean(g, n_channels) for g in groups]) if groups else np.zeros((0, 1))
-        flat = means.reshape(len(means), -1)
+    apart: set[tuple[int, int]] = set()  # pairs found to be two, by identity of the groups
+    merged_away: list[Group] = []
+    while len(groups) > 1:
+        flat = np.array([full_mean(g, n_channels) for g in groups]).reshape(len(groups), -1)
         norm = np.linalg.norm(flat, axis=1)
         cosine = flat @ flat.T / np.maximum(norm[:, None] * norm[None], 1e-9)
         pairs = [(cosine[i, j], i, j) for i in range(len(groups)) for j in range(i) if cosine[i, j] > MERGE_COSINE]
+        touched: set[int] = set()
         gone: set[int] = set()
-        for _, i, j in sorted(pairs, reverse=True):
-            if i in gone or j in gone or not one(groups[i], groups[j]):
+        for c, i, j in sorted(pairs, reverse=True):
+            pair = (id(groups[i]), id(groups[j]))
+            if i in touched or j in touched or pair in apart:
                 continue
+            if not one(groups[i], groups[j], float(c), fs):
+                apart.add(pair)
+                continue
+            merged_away += [groups[i], groups[j]]  # kept alive, so that no new group takes their identity
             groups[i] = joined(groups[i], groups[j])
             gone.add(j)
-            gone.add(-i - 1)  # changed: compare it again in the next round
-        if not any(g >= 0 for g in gone):
-            return groups
+            touched |= {i, j}
+        if not gone:
+            break
         groups = [g for i, g in enumerate(groups) if i not in gone]
+    return groups
 
 
 def full_mean(group: Group, n_channels: int) -> np.ndarray:
@@ -262,11 +289,14 @@ def shared_features(a: Group, b: Group) -> tuple[np.ndarray, np.ndarray, np.ndar
     return a.features[:, ia], b.features[:, ib], channels
 
 
-def one(a: Group, b: Group) -> bool:
-    """Whether two groups have no significant valley between them."""
+def one(a: Group, b: Group, cosine: float, fs: float) -> bool:
+    """Whether two groups are one cell: the same shape at another amplitude, or no valley between them; and not firing together."""
     fa, fb, channels = shared_features(a, b)
-    if len(channels) < min(len(a.channels), len(b.channels)) / 2:
+    if len(channels) < min(len(a.channels), len(b.channels)) / 2 or independent(a.samples, b.samples, fs):
         return False
+    ratio = np.linalg.norm(fa.mean(axis=0)) / max(np.linalg.norm(fb.mean(axis=0)), 1e-9)
+    if cosine > RAY_COSINE and 0.5 < ratio < 2.0:
+        return True
     fa, fb = fa[:: max(1, len(fa) // 1000)], fb[:: max(1, len(fb) // 1000)]
     both = np.concatenate([fa, fb]).reshape(len(fa) + len(fb), -1)
     difference = (fb.mean(axis=0) - fa.mean(axis=0)).ravel()
@@ -276,12 +306,24 @@ def one(a: Group, b: Group) -> bool:
     return separation(space[: len(fa)], space[len(fa) :]) < 1.0
 
 
+def independent(a: np.ndarray, b: np.ndarray, fs: float, within_ms: float = 1.2, around_ms: float = 50.0) -> bool:
+    """Whether two trains fire within the refractory time of each other about as often as around it: then they are two cells."""
+    a, b = np.sort(a), np.sort(b)
+    near, wide = int(within_ms * fs / 1000), int(around_ms * fs / 1000)
+    close = (np.searchsorted(b, a + near, "right") - np.searchsorted(b, a - near, "left")).sum()
+    broad = (np.searchsorted(b, a + wide, "right") - np.searchsorted(b, a - wide, "left")).sum()
+    expected = (broad - close) * near / (wide - near)
+    return bool(expected > 4 and close > 0.3 * expected)
+
+
 def joined(a: Group, b: Group) -> Group:
     fa, fb, channels = shared_features(a, b)
-    return Group(np.concatenate([fa, fb]), channels)
+    samples, amplitudes = np.concatenate([a.samples, b.samples]), np.concatenate([a.amplitudes, b.amplitudes])
+    order = np.argsort(samples, kind="stable")
+    return Group(samples[order], amplitudes[order], np.concatenate([fa, fb])[order], channels)
 
 
-def rebuilt(groups: list[Group], matcher: Matcher, n_channels: int, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def rebuilt(groups: list[Group], matcher: Matcher, n_channels: int, rank: int, trough: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean waveforms (K, N, D), trimmed and denoised, of regrouped units, and their counts; too weak ones are dropped."""
     waveforms, counts = [], []
     for g in groups:
@@ -293,7 +335,7 @@ def rebuilt(groups: list[Group], matcher: Matcher, n_channels: int, rank: int) -
     if not waveforms:
         return np.zeros((0, n_channels, matcher.basis.shape[1]), np.float32), np.zeros(0, np.int64), np.zeros(0)
     waveforms, counts = np.array(waveforms), np.array(counts)
-    clean, kept = denoised(waveforms, counts, rank)
+    clean, kept = denoised(waveforms, counts, rank, trough)
     return clean, kept, np.zeros(len(kept))
 
 

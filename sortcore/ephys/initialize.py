@@ -10,9 +10,10 @@ import numpy as np
 
 from sortcore.cluster import cluster
 from sortcore.ephys.config import InitializeConfig
-from sortcore.numerics import nearest_channels
+from sortcore.numerics import leading, nearest_channels
 from sortcore.types import Detections, Probe
 
+BASIS_SIZE = 8
 MOST_EVENTS = 3000  # a channel's events beyond this many are thinned evenly
 
 
@@ -23,13 +24,14 @@ def initialize(x: np.ndarray, detections: Detections, probe: Probe, before: int,
     """
     inside = (detections.samples >= before) & (detections.samples < x.shape[1] - after)
     samples, channels = detections.samples[inside], detections.channels[inside]
+    basis = temporal_basis(x, samples, channels, before, after)
     waveforms, counts = [], []
     for c in np.unique(channels):
         mine = samples[channels == c]
         mine = mine[np.linspace(0, len(mine) - 1, min(len(mine), MOST_EVENTS)).astype(int)]
         local = nearest_channels(probe, c, config.radius_um)
-        snippets = take(x, mine, local, before, after)  # (S, M, D)
-        for members in split(snippets, config):
+        features = take(x, mine, local, before, after) @ basis.T  # (S, M, B)
+        for members in split(features.reshape(len(mine), -1), config):
             full = np.zeros((x.shape[0], before + after + 1), np.float32)
             wide = nearest_channels(probe, c, 2 * config.radius_um)
             full[wide] = robust_mean(take(x, mine[members], wide, before, after))
@@ -46,25 +48,31 @@ def take(x: np.ndarray, samples: np.ndarray, channels: np.ndarray, before: int, 
     return x[channels[None, :, None], window].astype(np.float32)
 
 
-def components(snippets: np.ndarray, n: int) -> np.ndarray:
-    """(S, P) projections of snippets (S, M, D) on their first principal directions; noise keeps unit variance."""
-    flat = snippets.reshape(len(snippets), -1)
+def temporal_basis(x: np.ndarray, samples: np.ndarray, channels: np.ndarray, before: int, after: int, most: int = 4000) -> np.ndarray:
+    """(B, D) leading temporal components of the events on their own channels."""
+    thin = np.linspace(0, len(samples) - 1, min(len(samples), most)).astype(int)
+    waves = x[channels[thin, None], samples[thin, None] + np.arange(-before, after + 1)].astype(np.float32)
+    _, vectors = np.linalg.eigh(waves.T @ waves)
+    return np.ascontiguousarray(vectors[:, ::-1][:, :BASIS_SIZE].T)
+
+
+def components(flat: np.ndarray, n: int) -> np.ndarray:
+    """(S, n) scores of features (S, F) on their leading principal directions; noise keeps unit variance."""
     centred = flat - flat.mean(axis=0)
     thin = centred[np.linspace(0, len(centred) - 1, min(len(centred), 1000)).astype(int)]
-    _, _, directions = np.linalg.svd(thin, full_matrices=False)
-    return centred @ directions[:n].T
+    return centred @ leading(thin, n)
 
 
-def split(snippets: np.ndarray, config: InitializeConfig, depth: int = 0) -> list[np.ndarray]:
-    """Indices of the members of each cluster; a cluster found is looked at again in components of its own."""
-    if len(snippets) < config.min_spikes:
+def split(features: np.ndarray, config: InitializeConfig, depth: int = 0) -> list[np.ndarray]:
+    """Indices of the members of each cluster of features (S, F); a cluster found is looked at again in components of its own."""
+    if len(features) < config.min_spikes:
         return []
-    n = min(config.n_components, len(snippets) - 1)
-    labels = cluster(components(snippets, n), config.min_spikes)
+    n = min(config.n_components, len(features) - 1)
+    labels = cluster(components(features, n), config.min_spikes)
     found = [np.flatnonzero(labels == k) for k in range(labels.max() + 1)]
     if len(found) <= 1 or depth >= 3:
         return found
-    return [index[part] for index in found for part in split(snippets[index], config, depth + 1)]
+    return [index[part] for index in found for part in split(features[index], config, depth + 1)]
 
 
 def robust_mean(snippets: np.ndarray) -> np.ndarray:

@@ -1,0 +1,79 @@
+"""What a user needs to know before trusting a unit, in numbers; duplicates removed; labels good, mua and noise."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import ndtr
+from scipy.stats import chi2
+
+from sortcore.ephys.config import CurateConfig
+from sortcore.types import Preprocessing, Priors, Spikes, Units
+
+TENTHS = 10
+
+
+def measure(spikes: Spikes, templates_uv: np.ndarray, priors: Priors, threshold: np.ndarray, preprocessing: Preprocessing, n_samples: int,
+            config: CurateConfig) -> Units:
+    """One row a unit: size, place, contamination, missed spikes and the label that follows from them.
+
+    templates_uv: (K, N, D) mean waveforms; threshold: (K,) smallest score that counts as a spike
+    """
+    fs, k = preprocessing.fs, len(templates_uv)
+    counts = np.bincount(spikes.units, minlength=k)
+    refractory = config.refractory_ms * fs / 1000
+    violations, presence = np.zeros(k, np.int64), np.zeros(k)
+    for u in range(k):
+        times = spikes.samples[spikes.units == u]
+        violations[u] = (np.diff(times) < refractory).sum()
+        presence[u] = len(np.unique(times * TENTHS // max(n_samples, 1))) / TENTHS
+    contamination = rate_of_strangers(violations, counts, refractory, n_samples)
+    upper = rate_of_strangers(chi2.ppf(0.95, 2 * (violations + 1)) / 2, counts, refractory, n_samples)
+    ptp = np.ptp(templates_uv, axis=2) if k else np.zeros((0, len(preprocessing.channels)))
+    best = ptp.argmax(axis=1) if k else np.zeros(0, np.int64)
+    missed = ndtr((threshold - priors.amp_mean) / np.sqrt(priors.amp_std**2 + 1))
+    snr = priors.amp_mean
+    label = labels(counts, snr, contamination, missed, config)
+    return Units(
+        label=label, n_spikes=counts, firing_rate_hz=counts * fs / max(n_samples, 1), channel=preprocessing.channels[best],
+        position_um=centre_of_mass(ptp, preprocessing.probe.positions_um), amplitude_uv=ptp[np.arange(k), best], snr=snr,
+        contamination=contamination, contamination_upper=upper, missed=missed, refractory_violations=violations, presence=presence,
+    )
+
+
+def labels(counts: np.ndarray, snr: np.ndarray, contamination: np.ndarray, missed: np.ndarray, config: CurateConfig) -> np.ndarray:
+    """(K,) "noise" where the waveform hardly stands out or no spike is left, "mua" where strangers or losses are many, else "good"."""
+    label = np.full(len(counts), "good", dtype="<U5")
+    label[(contamination > config.max_contamination) | (missed > config.max_missed)] = "mua"
+    label[(snr < config.min_snr) | (counts < config.min_spikes)] = "noise"
+    return label
+
+
+def rate_of_strangers(violations: np.ndarray, counts: np.ndarray, refractory: float, n_samples: int) -> np.ndarray:
+    """(K,) share of spikes from other, independent cells that makes so many refractory violations (Llobet et al. 2022).
+
+    n violations among N spikes: n = N^2 r / T (1 - (1 - c)^2) for a share c, with r the refractory period and T the duration.
+    """
+    expected = np.maximum(counts.astype(float) ** 2 * refractory / max(n_samples, 1), 1e-12)
+    return 1 - np.sqrt(np.maximum(1 - np.minimum(violations / expected, 1.0), 0.0))
+
+
+def centre_of_mass(ptp: np.ndarray, positions_um: np.ndarray) -> np.ndarray:
+    """(K, 2) contact positions weighted by the square of the waveform's size."""
+    weight = ptp**2
+    return weight @ positions_um / np.maximum(weight.sum(axis=1, keepdims=True), 1e-12)
+
+
+def duplicates(spikes: Spikes, n_units: int, snr: np.ndarray, fs: float, within_ms: float = 0.35, share: float = 0.5) -> np.ndarray:
+    """(K,) whether most of a unit's spikes coincide with those of a larger unit: the same events under two names."""
+    near = int(within_ms * fs / 1000)
+    trains = [spikes.samples[spikes.units == u] for u in range(n_units)]
+    gone = np.zeros(n_units, bool)
+    for u in np.argsort(snr, kind="stable"):
+        for v in range(n_units):
+            if v == u or gone[v] or not len(trains[u]) or len(trains[v]) < share * len(trains[u]):
+                continue
+            hit = np.searchsorted(trains[v], trains[u] + near, "right") > np.searchsorted(trains[v], trains[u] - near, "left")
+            if hit.mean() > share:
+                gone[u] = True
+                break
+    return gone
