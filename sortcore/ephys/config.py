@@ -66,7 +66,7 @@ class DetectConfig(Checked):
 
 @dataclass(frozen=True)
 class InitializeConfig(Checked):
-    min_spikes: int = setting(10, "smallest cluster that becomes a unit", "spikes", 2)
+    min_spikes: int = setting(7, "smallest cluster that becomes a unit", "spikes", 2)
     n_components: int = setting(8, "principal components in which spikes are clustered", "", 1, 50)
     radius_um: float = setting(100.0, "channels whose waveforms are looked at", "um", 1.0)
 
@@ -74,7 +74,7 @@ class InitializeConfig(Checked):
 @dataclass(frozen=True)
 class FitConfig(Checked):
     sample_seconds: float = setting(120.0, "length of the sample on which templates are learned", "s", 1.0)
-    iterations: int = setting(3, "rounds of coordinate ascent", "", 1, 50)
+    iterations: int = setting(2, "rounds of coordinate ascent", "", 1, 50)
     rank: int = setting(5, "rank of a template", "", 1, 20)
     before_ms: float = setting(0.8, "template before the trough", "ms", 0.2, 5.0)
     after_ms: float = setting(1.3, "template after the trough", "ms", 0.2, 5.0)
@@ -93,7 +93,7 @@ class CurateConfig(Checked):
     max_contamination: float = setting(0.2, "a good unit's contamination stays under this", "share", 0.0, 1.0)
     max_missed: float = setting(0.3, "a good unit misses fewer of its spikes than this", "share", 0.0, 1.0)
     min_snr: float = setting(6.0, "a unit whose whitened waveform has a smaller norm is labelled noise", "sd", 0.0)
-    min_spikes: int = setting(8, "a unit with fewer spikes is labelled noise", "spikes", 0)
+    min_spikes: int = setting(6, "a unit with fewer spikes is labelled noise", "spikes", 0)
 
 
 @dataclass(frozen=True)

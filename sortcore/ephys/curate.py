@@ -10,6 +10,8 @@ from sortcore.ephys.config import CurateConfig
 from sortcore.types import Preprocessing, Priors, Spikes, Units
 
 TENTHS = 10
+COINCIDENCE_MS = 0.5
+LEFTOVER_SHARE = 0.4
 
 
 def measure(spikes: Spikes, templates_uv: np.ndarray, priors: Priors, threshold: np.ndarray, preprocessing: Preprocessing, n_samples: int,
@@ -63,17 +65,35 @@ def centre_of_mass(ptp: np.ndarray, positions_um: np.ndarray) -> np.ndarray:
     return weight @ positions_um / np.maximum(weight.sum(axis=1, keepdims=True), 1e-12)
 
 
-def duplicates(spikes: Spikes, n_units: int, snr: np.ndarray, fs: float, within_ms: float = 0.35, share: float = 0.5) -> np.ndarray:
-    """(K,) whether most of a unit's spikes coincide with those of a larger unit: the same events under two names."""
-    near = int(within_ms * fs / 1000)
-    trains = [spikes.samples[spikes.units == u] for u in range(n_units)]
-    gone = np.zeros(n_units, bool)
+def duplicates(spikes: Spikes, used: np.ndarray, snr: np.ndarray, fs: float) -> np.ndarray:
+    """(K,) whether a unit is what is left of larger ones on its channels, and no cell of its own.
+
+    Either most of its spikes coincide with those of larger units, or most follow one larger unit at a fixed lag.
+    used: (K, N) channels that each unit's waveform touches
+    """
+    near = int(COINCIDENCE_MS * fs / 1000)
+    trains = [spikes.samples[spikes.units == u] for u in range(len(snr))]
+    touching = used.astype(np.float32) @ used.T.astype(np.float32) > 0
+    gone = np.zeros(len(snr), bool)
     for u in np.argsort(snr, kind="stable"):
-        for v in range(n_units):
-            if v == u or gone[v] or not len(trains[u]) or len(trains[v]) < share * len(trains[u]):
-                continue
-            hit = np.searchsorted(trains[v], trains[u] + near, "right") > np.searchsorted(trains[v], trains[u] - near, "left")
-            if hit.mean() > share:
-                gone[u] = True
-                break
+        larger = np.flatnonzero(touching[u] & ~gone & (snr > 1.2 * snr[u]))
+        if not len(larger) or not len(trains[u]):
+            continue
+        others = np.sort(np.concatenate([trains[v] for v in larger]))
+        hit = np.searchsorted(others, trains[u] + near, "right") > np.searchsorted(others, trains[u] - near, "left")
+        by_chance = 1 - np.exp(-len(others) * (2 * near + 1) / max(spikes.samples[-1] - spikes.samples[0], 1))
+        coinciding = (hit.mean() - by_chance) / max(1 - by_chance, 0.1)
+        gone[u] = max([coinciding] + [locked_share(trains[u], trains[v], fs) for v in larger]) > LEFTOVER_SHARE
     return gone
+
+
+def locked_share(train: np.ndarray, other: np.ndarray, fs: float, reach_ms: float = 5.0, bin_ms: float = 0.3) -> float:
+    """Largest share of a train's spikes that have the nearest spike of another train at one lag, to within a bin."""
+    if not len(other):
+        return 0.0
+    after = np.clip(np.searchsorted(other, train), 1, len(other)) - 1
+    lags = train - other[after]  # to the last spike before
+    next_lags = train - other[np.minimum(after + 1, len(other) - 1)]
+    lags = np.where(np.abs(next_lags) < np.abs(lags), next_lags, lags) * 1000 / fs
+    lags = np.sort(lags[np.abs(lags) < reach_ms])
+    return float((np.searchsorted(lags, lags + bin_ms, "right") - np.arange(len(lags))).max(initial=0) / len(train))

@@ -24,6 +24,7 @@ from sortcore.types import FitLog, Priors, Probe, Spikes
 SPREAD = 0.12  # smallest standard deviation of a unit's amplitudes, as a share of their mean
 MERGE_COSINE = 0.6  # units less alike than this are not tested for being one
 RAY_COSINE = 0.96  # units more alike than this differ in amplitude alone
+SUM_LEFT = 0.15  # share of its energy that a sum of other units leaves unexplained
 SAME_COSINE = 0.93  # first clusters more alike than this are one
 MIN_NORM = 5.0  # a smaller waveform's spikes are mostly below the threshold that noise allows
 DEAD_MS = 0.5
@@ -58,7 +59,8 @@ def fit(x: torch.Tensor, waveforms: np.ndarray, counts: np.ndarray, probe: Probe
         sweep = run_sweep(x, matcher, probe, fs, pursuit)
         rows.append((sweep.log_joint, len(waveforms), len(sweep.spikes)))
         groups = regroup(sweep, matcher, fs, i == config.iterations - 1, min_spikes)
-        waveforms, counts, scores = rebuilt(groups, matcher, x.shape[0], config.rank, trough)
+        waveforms, counts = rebuilt(groups, matcher, x.shape[0], config.rank, trough)
+        waveforms, counts = sums_removed(waveforms, counts, fs)
         n_before = len(matcher.coefficients)
         steps.append(f"round {i + 1}: {n_before} units, {len(sweep.spikes)} spikes, {len(waveforms)} units after splits, merges and drops")
         if find_new is not None and i < config.iterations - 1:
@@ -155,6 +157,28 @@ def same_removed(waveforms: np.ndarray, counts: np.ndarray, fs: float) -> tuple[
             total[i] += total[j]
             left[j] = False
     return waveforms[left], total[left].astype(counts.dtype)
+
+
+def sums_removed(waveforms: np.ndarray, counts: np.ndarray, fs: float) -> tuple[np.ndarray, np.ndarray]:
+    """Leave out units that two or more larger-counted ones explain together: clusters of colliding spikes."""
+    k, n, d = waveforms.shape
+    if k < 3:
+        return waveforms, counts
+    priors = first_priors(waveforms, counts, 1.0)
+    matcher = matching.prepare(unit_norm(waveforms), priors, fs, 4)
+    left = np.ones(k, bool)
+    for i in np.argsort(counts, kind="stable"):
+        x = np.zeros((n, 3 * d), np.float32)
+        x[:, d : 2 * d] = waveforms[i]
+        score = matching.scores(matcher, torch.from_numpy(x)).numpy()
+        score[i] = matching.DEAD
+        score[~left | (counts < 2 * counts[i])] = matching.DEAD
+        spikes = matching.match(matcher, score, 5)
+        if len(spikes) < 2:
+            continue
+        matching.subtract(matcher, x, spikes)
+        left[i] = (x**2).sum() > SUM_LEFT * (waveforms[i] ** 2).sum() + 2 * d / counts[i]
+    return waveforms[left], counts[left]
 
 
 def run_sweep(x: torch.Tensor, matcher: Matcher, probe: Probe, fs: float, pursuit: PursuitConfig) -> Sweep:
@@ -323,7 +347,7 @@ def joined(a: Group, b: Group) -> Group:
     return Group(samples[order], amplitudes[order], np.concatenate([fa, fb])[order], channels)
 
 
-def rebuilt(groups: list[Group], matcher: Matcher, n_channels: int, rank: int, trough: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def rebuilt(groups: list[Group], matcher: Matcher, n_channels: int, rank: int, trough: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean waveforms (K, N, D), trimmed and denoised, of regrouped units, and their counts; too weak ones are dropped."""
     waveforms, counts = [], []
     for g in groups:
@@ -333,10 +357,9 @@ def rebuilt(groups: list[Group], matcher: Matcher, n_channels: int, rank: int, t
         waveforms.append(full)
         counts.append(len(g.features))
     if not waveforms:
-        return np.zeros((0, n_channels, matcher.basis.shape[1]), np.float32), np.zeros(0, np.int64), np.zeros(0)
+        return np.zeros((0, n_channels, matcher.basis.shape[1]), np.float32), np.zeros(0, np.int64)
     waveforms, counts = np.array(waveforms), np.array(counts)
-    clean, kept = denoised(waveforms, counts, rank, trough)
-    return clean, kept, np.zeros(len(kept))
+    return denoised(waveforms, counts, rank, trough)
 
 
 def trimmed_mean(features: np.ndarray) -> np.ndarray:

@@ -181,7 +181,7 @@ def finish(recording: Recording, learned: Preprocessing, matcher: Matcher, prior
     slack = int(0.0006 * recording.fs)
     averages = mean_waveforms(recording, learned, spikes, k, before + slack, after + slack)
     spikes, waveforms, templates_uv = at_trough(spikes, waveforms, averages, before, after, slack)
-    keep = ~curate.duplicates(spikes, k, priors.amp_mean, recording.fs)
+    keep = ~curate.duplicates(spikes, (matcher.coefficients != 0).any(axis=2), priors.amp_mean, recording.fs)
     order = np.flatnonzero(keep)
     order = order[np.argsort(depth(templates_uv[order], learned.probe), kind="stable")]
     spikes = renumbered(spikes, order, k)
