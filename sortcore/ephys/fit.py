@@ -24,7 +24,8 @@ from sortcore.types import FitLog, Priors, Probe, Spikes
 SPREAD = 0.12  # smallest standard deviation of a unit's amplitudes, as a share of their mean
 MERGE_COSINE = 0.6  # units less alike than this are not tested for being one
 RAY_COSINE = 0.96  # units more alike than this differ in amplitude alone
-SUM_LEFT = 0.15  # share of its energy that a sum of other units leaves unexplained
+COLLISION_MS = 1.0
+SUM_LEFT = 0.25  # share of its energy that a sum of other units leaves unexplained
 SAME_COSINE = 0.93  # first clusters more alike than this are one
 MIN_NORM = 5.0  # a smaller waveform's spikes are mostly below the threshold that noise allows
 DEAD_MS = 0.5
@@ -60,7 +61,7 @@ def fit(x: torch.Tensor, waveforms: np.ndarray, counts: np.ndarray, probe: Probe
         rows.append((sweep.log_joint, len(waveforms), len(sweep.spikes)))
         groups = regroup(sweep, matcher, fs, i == config.iterations - 1, min_spikes)
         waveforms, counts = rebuilt(groups, matcher, x.shape[0], config.rank, trough)
-        waveforms, counts = sums_removed(waveforms, counts, fs)
+        waveforms, counts = sums_removed(waveforms, counts, fs, x.shape[1])
         n_before = len(matcher.coefficients)
         steps.append(f"round {i + 1}: {n_before} units, {len(sweep.spikes)} spikes, {len(waveforms)} units after splits, merges and drops")
         if find_new is not None and i < config.iterations - 1:
@@ -159,8 +160,8 @@ def same_removed(waveforms: np.ndarray, counts: np.ndarray, fs: float) -> tuple[
     return waveforms[left], total[left].astype(counts.dtype)
 
 
-def sums_removed(waveforms: np.ndarray, counts: np.ndarray, fs: float) -> tuple[np.ndarray, np.ndarray]:
-    """Leave out units that two or more larger-counted ones explain together: clusters of colliding spikes."""
+def sums_removed(waveforms: np.ndarray, counts: np.ndarray, fs: float, n_samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Leave out clusters of colliding spikes: other units explain them together, and collide about so often by chance."""
     k, n, d = waveforms.shape
     if k < 3:
         return waveforms, counts
@@ -174,7 +175,11 @@ def sums_removed(waveforms: np.ndarray, counts: np.ndarray, fs: float) -> tuple[
         score[i] = matching.DEAD
         score[~left | (counts < 2 * counts[i])] = matching.DEAD
         spikes = matching.match(matcher, score, 5)
-        if len(spikes) < 2:
+        parts = np.unique(spikes.units)
+        if len(parts) < 2:
+            continue
+        by_chance = np.sort(counts[parts])[-2:].astype(float).prod() * COLLISION_MS * fs / 1000 / n_samples
+        if counts[i] > 4 * by_chance + 3:
             continue
         matching.subtract(matcher, x, spikes)
         left[i] = (x**2).sum() > SUM_LEFT * (waveforms[i] ** 2).sum() + 2 * d / counts[i]
