@@ -125,10 +125,22 @@ def scores(matcher: Matcher, x: torch.Tensor) -> torch.Tensor:
     """(K, T - D + 1) <x[:, t : t + D], W_k> for x (N, T)."""
     valid = x.shape[1] - matcher.n_samples + 1
     k, n, b = matcher.coefficients.shape
-    weights = torch.from_numpy(matcher.coefficients.reshape(k, n * b)).to(x.device)
     blocks = correlate(x, torch.from_numpy(matcher.basis).to(x.device))
-    each = torch.matmul(weights, blocks.reshape(len(blocks), n * b, -1))  # (n_blocks, K, BLOCK)
-    return each.permute(1, 0, 2).reshape(k, -1)[:, : max(valid, 0)].contiguous()
+    out = torch.empty((k, len(blocks), blocks.shape[3]), dtype=x.dtype, device=x.device)
+    for units, low, high in windows(matcher.coefficients):
+        weights = torch.from_numpy(np.ascontiguousarray(matcher.coefficients[units, low:high]).reshape(len(units), -1)).to(x.device)
+        each = torch.matmul(weights, blocks[:, low:high].reshape(len(blocks), (high - low) * b, -1))  # (n_blocks, units, BLOCK)
+        out[torch.from_numpy(units).to(x.device)] = each.permute(1, 0, 2)
+    return out.reshape(k, -1)[:, : max(valid, 0)].contiguous()
+
+
+def windows(coefficients: np.ndarray, size: int = 32) -> list[tuple[np.ndarray, int, int]]:
+    """Units in groups of `size` that lie near each other, and the range of channels that each group touches."""
+    used = (coefficients != 0).any(axis=2)
+    low, high = used.argmax(axis=1), used.shape[1] - used[:, ::-1].argmax(axis=1)
+    order = np.argsort(low + high, kind="stable")
+    groups = [order[i : i + size] for i in range(0, len(order), size)]
+    return [(g, int(low[g].min()), int(high[g].max())) for g in groups]
 
 
 def match(matcher: Matcher, score: np.ndarray, dead: int) -> Spikes:

@@ -19,6 +19,7 @@ from sortcore.matching import Matcher
 from sortcore.progress import Track, silent
 from sortcore.recording import Chunk, chunks
 from sortcore.types import Spikes
+from sortcore.workers import in_order
 
 DEAD_MS = 0.5  # a unit fires at most once in this time
 EDGE = 3  # samples beyond its own that a chunk reports
@@ -31,8 +32,8 @@ def deconvolve(whitened: Callable[[Chunk], torch.Tensor], segment_lengths: tuple
     size = max(int(config.chunk_seconds * fs), 20 * d)
     pieces = list(chunks(segment_lengths, size))
     dead = max(1, int(DEAD_MS * fs / 1000))
-    found = [chunk_spikes(whitened, c, matcher, trough, dead) for c in track(pieces, stage, len(pieces))]
-    return once(Spikes.concatenate(found), dead)
+    found = in_order(lambda c: chunk_spikes(whitened, c, matcher, trough, dead), pieces)
+    return once(Spikes.concatenate(list(track(found, stage, len(pieces)))), dead)
 
 
 def chunk_spikes(whitened: Callable[[Chunk], torch.Tensor], chunk: Chunk, matcher: Matcher, trough: int, dead: int) -> Spikes:

@@ -17,8 +17,9 @@ import torch
 from sortcore.ephys.config import DetectConfig
 from sortcore.numerics import correlate, unit_norm
 from sortcore.progress import Track, silent
-from sortcore.recording import chunks
+from sortcore.recording import Chunk, chunks
 from sortcore.types import Detections, Probe
+from sortcore.workers import in_order
 
 GATE = 2.5  # a sample is looked at only where one channel alone scores this much
 SIZES_UM = (0.0, 20.0, 45.0)  # spatial profiles: one channel, and Gaussians of these widths
@@ -114,23 +115,25 @@ def detect_all(x: torch.Tensor, bank: Bank, threshold: float, config: DetectConf
     """`detect` over a long x (N, T), a second at a time."""
     length, size = bank.prototypes.shape[1], int(fs)
     pieces = list(chunks((max(x.shape[1] - length + 1, 0),), size))
-    found = []
-    for c in track(pieces, "detect", len(pieces)):
-        d = detect(x[:, c.start : c.stop + length - 1], bank, threshold, config, fs, positions_um)
-        found.append((d.samples + c.start, d.channels, d.scores))
+
+    def look(c: Chunk) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        d = detect(x[:, c.start : c.stop + length - 1].to(torch.float32), bank, threshold, config, fs, positions_um)
+        return d.samples + c.start, d.channels, d.scores
+
+    found = list(track(in_order(look, pieces), "detect", len(pieces)))
     if not found:
         return Detections(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
     return Detections(*(np.concatenate(part) for part in zip(*found, strict=True)))
 
 
-@numba.njit(cache=True, nogil=True, parallel=True)
+@numba.njit(cache=True, nogil=True)
 def candidates(scores, n_samples, near, profiles, gate, threshold):
     """Channel, sample and score where the bank exceeds the threshold at a local maximum in time of one channel's own score."""
     n_blocks, n_channels, n_prototypes, size = scores.shape
     n_sizes, width = profiles.shape[1:]
     found_t = [np.empty(0, np.int64) for _ in range(n_channels)]
     found_s = [np.empty(0, np.float32) for _ in range(n_channels)]
-    for c in numba.prange(n_channels):
+    for c in range(n_channels):
         own = np.zeros(n_blocks * size, np.float32)
         for j in range(n_blocks):
             for p in range(n_prototypes):

@@ -18,8 +18,9 @@ from sortcore.cluster import cluster, separation
 from sortcore.ephys.config import FitConfig, PursuitConfig
 from sortcore.matching import Matcher
 from sortcore.numerics import leading, nearest_channels, unit_norm
-from sortcore.recording import chunks
+from sortcore.recording import Chunk, chunks
 from sortcore.types import FitLog, Priors, Probe, Spikes
+from sortcore.workers import in_order
 
 SPREAD = 0.12  # smallest standard deviation of a unit's amplitudes, as a share of their mean
 MERGE_COSINE = 0.6  # units less alike than this are not tested for being one
@@ -49,19 +50,19 @@ def fit(x: torch.Tensor, waveforms: np.ndarray, counts: np.ndarray, probe: Probe
     find_new: function of a residual that returns further mean waveforms and counts
     Returns unit-norm waveforms (K, N, D), their priors, and the log.
     """
-    seconds = x.shape[1] / fs
+    n, seconds = x.shape[1], x.shape[1] / fs
     waveforms, counts = same_removed(*denoised(waveforms, counts, config.rank, trough), fs)
-    priors = first_priors(waveforms, counts, seconds)
     rows, steps = [], []
     for i in range(config.iterations):
         if not len(waveforms):
             break
+        priors = first_priors(waveforms, counts, seconds)
         matcher = matching.prepare(unit_norm(waveforms), priors, fs, pursuit.subsamples, pursuit.amplitude_prior)
         sweep = run_sweep(x, matcher, probe, fs, pursuit)
         rows.append((sweep.log_joint, len(waveforms), len(sweep.spikes)))
         groups = regroup(sweep, matcher, fs, i == config.iterations - 1, min_spikes)
         waveforms, counts = rebuilt(groups, matcher, x.shape[0], config.rank, trough)
-        waveforms, counts = sums_removed(waveforms, counts, fs, x.shape[1])
+        waveforms, counts = sums_removed(waveforms, counts, fs, n)
         n_before = len(matcher.coefficients)
         steps.append(f"round {i + 1}: {n_before} units, {len(sweep.spikes)} spikes, {len(waveforms)} units after splits, merges and drops")
         if find_new is not None and i < config.iterations - 1:
@@ -71,7 +72,7 @@ def fit(x: torch.Tensor, waveforms: np.ndarray, counts: np.ndarray, probe: Probe
                 waveforms, counts = np.concatenate([waveforms, more]), np.concatenate([counts, n_more])
                 steps.append(f"round {i + 1}: {len(more)} new units from the residual")
                 waveforms, counts = same_removed(waveforms, counts, fs)
-        priors = first_priors(waveforms, counts, seconds)
+    priors = first_priors(waveforms, counts, seconds)
     log = FitLog(*(np.array([r[j] for r in rows]) for j in range(3)), steps=tuple(steps))
     return unit_norm(waveforms), priors, log
 
@@ -191,20 +192,23 @@ def run_sweep(x: torch.Tensor, matcher: Matcher, probe: Probe, fs: float, pursui
     d, n = matcher.n_samples, x.shape[1]
     margin, dead = 4 * d, max(1, int(DEAD_MS * fs / 1000))
     channels = wide_channels(matcher, probe)
-    residual = np.empty(x.shape, np.float32)
-    parts, features, log_joint = [], [], 0.0
-    for chunk in chunks((n,), max(int(pursuit.chunk_seconds * fs), 20 * d)):
+    residual = np.empty(x.shape, np.float16)  # half the memory; noise is 1, so half precision is plenty
+    def pursue(chunk: Chunk) -> tuple[Spikes, np.ndarray, float]:
         low, high = max(0, chunk.start - margin), min(n, chunk.stop + margin)
         piece = x[:, low:high].to(torch.float32)
         spikes = matching.match(matcher, matching.scores(matcher, piece).numpy(), dead)
         left = piece.numpy().copy()
         matching.subtract(matcher, left, spikes)
-        residual[:, chunk.start : chunk.stop] = left[:, chunk.start - low : chunk.stop - low]
+        own = left[:, chunk.start - low : chunk.stop - low]
+        residual[:, chunk.start : chunk.stop] = own
         mine = spikes.select((spikes.samples + low >= chunk.start) & (spikes.samples + low < chunk.stop))
-        features.append(matching.cleaned_features(matcher, left, mine, channels))
-        parts.append(replace(mine, samples=mine.samples + low))
-        log_joint -= 0.5 * float((residual[:, chunk.start : chunk.stop] ** 2).sum(dtype=np.float64))
-    spikes = Spikes.concatenate(parts)
+        features = matching.cleaned_features(matcher, left, mine, channels)
+        return replace(mine, samples=mine.samples + low), features, -0.5 * float(torch.linalg.vector_norm(torch.from_numpy(own))) ** 2
+
+    pieces = list(chunks((n,), max(int(pursuit.chunk_seconds * fs), 20 * d)))
+    parts, features, fits = zip(*in_order(pursue, pieces), strict=True)
+    log_joint = sum(fits)
+    spikes = Spikes.concatenate(list(parts))
     log_joint += float(log_prior(matcher, spikes).sum())
     return Sweep(spikes, np.concatenate(features), channels, log_joint, residual)
 
@@ -242,13 +246,15 @@ class Group:
 
 def regroup(sweep: Sweep, matcher: Matcher, fs: float, last: bool, min_spikes: int) -> list[Group]:
     """Units after splits and merges, each tested on cleaned features."""
-    groups: list[Group] = []
-    for k in range(len(matcher.coefficients)):
-        mine, real = sweep.spikes.units == k, sweep.channels[k] >= 0
+
+    def parts(k: int) -> list[Group]:
+        mine, real = np.flatnonzero(sweep.spikes.units == k), sweep.channels[k] >= 0
+        if len(mine) < min_spikes:
+            return []
         group = Group(sweep.spikes.samples[mine], sweep.spikes.amplitudes[mine], sweep.features[mine][:, real], sweep.channels[k][real])
-        if len(group.samples) < min_spikes:
-            continue
-        groups += [group] if last else [group.part(p) for p in split(group, min_spikes)]
+        return [group] if last else [group.part(p) for p in split(group, min_spikes)]
+
+    groups = [g for found in in_order(parts, range(len(matcher.coefficients))) for g in found]
     return merged(groups, matcher.coefficients.shape[1], fs)
 
 

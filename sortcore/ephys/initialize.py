@@ -12,6 +12,7 @@ from sortcore.cluster import cluster
 from sortcore.ephys.config import InitializeConfig
 from sortcore.numerics import leading, nearest_channels
 from sortcore.types import Detections, Probe
+from sortcore.workers import in_order
 
 BASIS_SIZE = 8
 MOST_EVENTS = 3000  # a channel's events beyond this many are thinned evenly
@@ -25,21 +26,23 @@ def initialize(x: np.ndarray, detections: Detections, probe: Probe, before: int,
     inside = (detections.samples >= before) & (detections.samples < x.shape[1] - after)
     samples, channels = detections.samples[inside], detections.channels[inside]
     basis = temporal_basis(x, samples, channels, before, after)
-    waveforms, counts = [], []
-    for c in np.unique(channels):
+
+    def on_channel(c: int) -> list[tuple[np.ndarray, int]]:
         mine = samples[channels == c]
         mine = mine[np.linspace(0, len(mine) - 1, min(len(mine), MOST_EVENTS)).astype(int)]
-        local = nearest_channels(probe, c, config.radius_um)
+        local, wide = (nearest_channels(probe, c, f * config.radius_um) for f in (1, 2))
         features = take(x, mine, local, before, after) @ basis.T  # (S, M, B)
+        found = []
         for members in split(features.reshape(len(mine), -1), config):
             full = np.zeros((x.shape[0], before + after + 1), np.float32)
-            wide = nearest_channels(probe, c, 2 * config.radius_um)
             full[wide] = robust_mean(take(x, mine[members], wide, before, after))
-            waveforms.append(full)
-            counts.append(len(members))
-    if not waveforms:
+            found.append((full, len(members)))
+        return found
+
+    found = [pair for pairs in in_order(on_channel, np.unique(channels).tolist()) for pair in pairs]
+    if not found:
         return np.zeros((0, x.shape[0], before + after + 1), np.float32), np.zeros(0, np.int64)
-    return np.array(waveforms), np.array(counts)
+    return np.array([w for w, _ in found]), np.array([n for _, n in found])
 
 
 def take(x: np.ndarray, samples: np.ndarray, channels: np.ndarray, before: int, after: int) -> np.ndarray:

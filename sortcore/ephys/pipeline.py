@@ -24,8 +24,9 @@ from sortcore.numerics import pick_device
 from sortcore.progress import Track, bars, silent
 from sortcore.recording import Chunk, Recording, array_recording, chunks
 from sortcore.types import Detections, FitLog, Model, Preprocessing, Priors, Probe, SortingResult, Spikes, Templates
+from sortcore.workers import in_order
 
-MOST_VALUES = 300_000_000  # of whitened sample held in memory at once: 1.2 GB
+MOST_VALUES = 700_000_000  # of whitened sample held in memory at once: 2.8 GB, and half of that for its residual
 
 
 def sort(recording: Recording | np.ndarray, probe: Probe | None = None, config: SortConfig | None = None, *, fs: float | None = None,
@@ -144,9 +145,9 @@ def take_sample(recording: Recording, whitener: preprocess.Whitener, config: Sor
     else:
         chosen = pieces
     x, at = torch.empty((n, sum(c.stop - c.start for c in chosen))), 0
-    for c in track(chosen, "preprocess", len(chosen)):
-        x[:, at : at + c.stop - c.start] = whitener(recording, c).cpu()
-        at += c.stop - c.start
+    for white in track(in_order(lambda c: whitener(recording, c).cpu(), chosen), "preprocess", len(chosen)):
+        x[:, at : at + white.shape[1]] = white
+        at += white.shape[1]
     return Sample(x, len(chosen) == len(pieces))
 
 
