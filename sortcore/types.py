@@ -71,7 +71,7 @@ class Preprocessing:
     taps: (L,) zero-phase filter, band-pass and whitening in time, L odd
     bandpass_taps: (L,) the band-pass alone, for waveforms in microvolts
     whitening: (N, N) whitening in space, zero beyond each channel's neighbourhood
-    artifact_uv: (N,) a band-passed sample beyond this many microvolts is an artefact
+    artifact_sd: (N,) a whitened sample beyond this many standard deviations is an artefact
     bad_channels: {recorded channel: reason} for those left out
     """
 
@@ -85,7 +85,7 @@ class Preprocessing:
     taps: np.ndarray
     bandpass_taps: np.ndarray
     whitening: np.ndarray
-    artifact_uv: np.ndarray
+    artifact_sd: np.ndarray
     bad_channels: dict[int, str] = field(default_factory=dict)
 
     @property

@@ -23,6 +23,7 @@ from sortcore.workers import in_order
 
 GATE = 2.5  # a sample is looked at only where one channel alone scores this much
 SIZES_UM = (0.0, 20.0, 45.0)  # spatial profiles: one channel, and Gaussians of these widths
+LOWEST_THRESHOLD = 3.0  # of the detector on simulated noise
 N_PROTOTYPES = 6
 SEED_SD = 5.0  # single-channel troughs beyond this teach the prototypes
 
@@ -189,7 +190,7 @@ def largest_nearby(channel, sample, score, positions_um, radius_um, dead):
     return keep
 
 
-def false_alarm_threshold(bank: Bank, config: DetectConfig, fs: float, positions_um: np.ndarray, seed: int, channel_seconds: float = 400.0) -> float:
+def false_alarm_threshold(bank: Bank, config: DetectConfig, fs: float, positions_um: np.ndarray, seed: int, channel_seconds: float = 800.0) -> float:
     """Score that white noise exceeds at the stated rate per channel and second.
 
     The tail of the largest of many correlated Gaussians falls as exp(-u^2 / 2) times a slow factor (Rice 1944), so log rate
@@ -197,16 +198,20 @@ def false_alarm_threshold(bank: Bank, config: DetectConfig, fs: float, positions
     """
     n = len(positions_um)
     rng = np.random.default_rng(seed)
-    length = len(bank.prototypes[0])
+    length = bank.prototypes.shape[1]
     seconds = max(0.2, channel_seconds / n)
     scores, duration = [], 0.0
     while duration < seconds:
         part = min(1.0, seconds)
         noise = torch.from_numpy(rng.standard_normal((n, int(part * fs) + length - 1), dtype=np.float32))
-        scores.append(detect(noise, bank, 3.0, config, fs, positions_um).scores)
+        scores.append(detect(noise, bank, LOWEST_THRESHOLD, config, fs, positions_um).scores)
         duration += part
-    tail = np.sort(np.concatenate(scores))[::-1]
-    rate = np.arange(1, len(tail) + 1) / (duration * n)
-    used = slice(min(20, len(tail) // 4), min(4000, len(tail) // 2))
-    slope, intercept = np.polyfit(tail[used] ** 2, np.log(rate[used]), 1, w=np.sqrt(np.arange(1, len(tail) + 1)[used]))
-    return float(np.sqrt(max(0.0, (np.log(config.false_alarm_hz) - intercept) / slope)))
+    tail = np.sort(np.concatenate(scores))[::-1].astype(np.float64)
+    count = np.arange(1, len(tail) + 1)
+    stated = config.false_alarm_hz * duration * n
+    # from around the stated rate up to twenty times it: further down, near events already suppress each other
+    used = (count >= 10) & (count <= max(20 * stated, 500)) & (count <= 0.5 * len(tail))
+    if used.sum() < 20:
+        return float(np.sqrt(2 * np.log(fs / config.false_alarm_hz)))  # Rice's rate of one score, where noise gave too few events
+    slope, intercept = np.polyfit(tail[used] ** 2, np.log(count[used]), 1, w=count[used] ** 0.25)
+    return float(np.sqrt(max(0.0, (np.log(stated) - intercept) / slope)))

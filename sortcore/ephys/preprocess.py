@@ -21,6 +21,9 @@ from sortcore.types import Preprocessing, Probe
 
 AR_ORDER = 12
 SPIKE_SD = 4.0  # a sample beyond this many standard deviations is taken for a spike when noise is estimated
+ARTIFACT_MS = 1.5  # masked on either side of an artefact
+SHANK_WIDE_SD = 8.0  # beyond this on most of a shank at one sample is no spike
+SHANK_WIDE_FROM = 16  # contacts a shank must have for that test
 THIN = 5  # every fifth sample is enough for a median
 MEDIAN_FROM_CHANNELS = 32  # below that a common median takes away too much of a spike
 
@@ -37,7 +40,7 @@ def learn(recording: Recording, probe: Probe, config: PreprocessConfig) -> Prepr
     base = Preprocessing(
         channels=channels, n_recorded=recording.n_channels, fs=recording.fs, gain_uv=recording.gain_uv[channels],
         offset=recording.offset[channels], probe=probe, reference=pick_reference(config.reference, probe), taps=bandpass,
-        bandpass_taps=bandpass, whitening=np.eye(len(channels), dtype=np.float32), artifact_uv=np.full(len(channels), np.inf),
+        bandpass_taps=bandpass, whitening=np.eye(len(channels), dtype=np.float32), artifact_sd=np.full(len(channels), float(config.artifact_sd)),
         bad_channels=bad,
     )
     banded = [banded_stretch(base, s) for s in stretches]
@@ -46,7 +49,7 @@ def learn(recording: Recording, probe: Probe, config: PreprocessConfig) -> Prepr
     taps = whitening_taps(bandpass, banded, free, sd) if config.whiten_time else bandpass
     timed = [banded_stretch(base, s, taps) for s in stretches]
     whitening = spatial_whitening(timed, free, probe, config.whitening_um)
-    return Preprocessing(**{**vars(base), "taps": taps, "whitening": whitening, "artifact_uv": config.artifact_sd * sd})
+    return Preprocessing(**{**vars(base), "taps": taps, "whitening": whitening})
 
 
 def bandpass_taps(fs: float, low_hz: float, high_hz: float) -> np.ndarray:
@@ -194,14 +197,18 @@ class Whitener:
         self.whitening = torch.from_numpy(p.whitening).to(device)
         self.gain = torch.from_numpy(p.gain_uv.astype(np.float32)).to(device)[:, None]
         self.offset = torch.from_numpy(p.offset.astype(np.float32)).to(device)[:, None]
-        self.artifact = torch.from_numpy(p.artifact_uv.astype(np.float32)).to(device)[:, None]
+        self.artifact = torch.from_numpy(p.artifact_sd.astype(np.float32)).to(device)[:, None]
+        self.reach = int(ARTIFACT_MS * p.fs / 1000)
+        if p.reference == "local":
+            self.local_reference = torch.from_numpy(ring(p.probe)).to(device)
         self.everything = bool(np.array_equal(p.channels, np.arange(p.n_recorded)))
         self.shanks = [torch.from_numpy(np.flatnonzero(p.probe.shank == s)).to(device) for s in np.unique(p.probe.shank)]
 
     def __call__(self, recording: Recording, chunk: Chunk) -> torch.Tensor:
         """(N, T) whitened samples of a chunk, float32."""
-        x = fft_filter(self.masked(self.referenced(read_padded(recording, chunk, self.margin))), self.taps)
-        return self.whitening @ x
+        wide = Chunk(chunk.start - self.reach, chunk.stop + self.reach, chunk.first, chunk.last)
+        x = fft_filter(self.referenced(read_padded(recording, wide, self.margin)), self.taps)
+        return self.masked(self.whitening @ x)[:, self.reach : x.shape[1] - self.reach].contiguous()
 
     def referenced(self, stored: np.ndarray) -> torch.Tensor:
         """(N, T) microvolts of the used channels, without the common reference, from stored values (T, n_recorded)."""
@@ -223,4 +230,22 @@ class Whitener:
         return x
 
     def masked(self, x: torch.Tensor) -> torch.Tensor:
-        return x
+        """x (N, T) whitened, with artefacts set to zero: a channel far beyond any spike, or most of a shank at once."""
+        size = x.abs()
+        wrong = size > self.artifact
+        for shank in self.shanks:
+            if len(shank) >= SHANK_WIDE_FROM:
+                together = (size[shank] > SHANK_WIDE_SD).to(torch.float32).mean(dim=0) > 0.5
+                if bool(together.any()):
+                    wrong[shank] |= together
+        if not bool(wrong.any()):
+            return x
+        spread = torch.nn.functional.max_pool1d(wrong.to(torch.float32), 2 * self.reach + 1, stride=1, padding=self.reach)
+        return torch.where(spread > 0, torch.zeros_like(x), x)
+
+
+def ring(probe: Probe) -> np.ndarray:
+    """(N, N) mean over the contacts of the same shank 30 to 200 um away: the local reference."""
+    distance = np.linalg.norm(probe.positions_um[:, None] - probe.positions_um[None], axis=2)
+    around = (distance > 30) & (distance <= 200) & (probe.shank[:, None] == probe.shank[None])
+    return (around / np.maximum(around.sum(axis=1, keepdims=True), 1)).astype(np.float32)
