@@ -59,11 +59,14 @@ def random_trains(n_units: int, per_unit: int, n_samples: int, seed: int = 0, ap
 
 
 def cosines(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(K, J) largest cosine over whole-sample lags of found (J, N, D) with true waveforms (K, N, D)."""
-    pad = np.pad(found, ((0, 0), (0, 0), (12, 12)))
+    """(K, J) largest cosine over lags, in quarters of a sample, of found (J, N, D) with true waveforms (K, N, D)."""
     d = truth.shape[2]
     norm = np.linalg.norm(found, axis=(1, 2))[None] * np.linalg.norm(truth, axis=(1, 2))[:, None]
-    return np.max([np.einsum("jnd,knd->kj", pad[:, :, s : s + d], truth) for s in range(25)], axis=0) / np.maximum(norm, 1e-9)
+    best = np.full(norm.shape, -np.inf)
+    for part in (0.0, 0.25, 0.5, 0.75):
+        pad = delay(np.pad(found, ((0, 0), (0, 0), (12, 12))), part)
+        best = np.maximum(best, np.max([np.einsum("jnd,knd->kj", pad[:, :, s : s + d], truth) for s in range(25)], axis=0))
+    return best / np.maximum(norm, 1e-9)
 
 
 def pair(samples: np.ndarray, units: np.ndarray, other_samples: np.ndarray, other_units: np.ndarray, tolerance: float) -> int:
