@@ -18,7 +18,7 @@ def column(n_channels: int, pitch_um: float = 25.0) -> Probe:
 
 
 def unit_waveforms(n_units: int, n_channels: int, reach: int = 2, seed: int = 0) -> np.ndarray:
-    """(K, N, D) float32 unit-norm spikes with troughs at BEFORE, each on `reach` channels either side of its own; smooth, ending in zeros."""
+    """(K, N, D) float32 unit-norm spikes, smooth and ending in zeros, troughs at BEFORE, on `reach` channels either side of their own."""
     rng, t = np.random.default_rng(seed), np.arange(D) - BEFORE
     out = np.zeros((n_units, n_channels, D))
     for k in range(n_units):

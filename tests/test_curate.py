@@ -20,7 +20,8 @@ def spikes_of(trains):
     samples, units = np.concatenate(trains), np.repeat(np.arange(len(trains)), [len(t) for t in trains])
     order = np.lexsort((units, samples))
     n = len(samples)
-    return Spikes(samples[order].astype(np.int64), np.zeros(n, np.float32), units[order], np.full(n, 15, np.float32), np.ones(n, np.float32))
+    return Spikes(samples[order].astype(np.int64), np.zeros(n, np.float32), units[order], np.full(n, 15, np.float32),
+                  np.ones(n, np.float32))
 
 
 def poisson(seed, rate, refractory_s=0.0):
@@ -109,14 +110,16 @@ def test_missed_spikes_are_those_below_the_threshold(noise):
 
 def test_labels():
     config = CurateConfig()
-    count, snr, share, missed = np.array([100] * 4 + [5]), np.array([10, 10, 10, 5.0, 10]), np.array([0, 0.3, 0, 0.3, 0]), np.array([0, 0, 0.4, 0, 0])
+    count, snr = np.array([100] * 4 + [5]), np.array([10, 10, 10, 5.0, 10])
+    share, missed = np.array([0, 0.3, 0, 0.3, 0]), np.array([0, 0, 0.4, 0, 0])
     assert curate.labels(count, snr, share, missed, config).tolist() == ["good", "mua", "mua", "noise", "noise"]
     loose = replace(config, max_contamination=0.5, max_missed=0.5, min_snr=0.0, min_spikes=0)
     assert set(curate.labels(count, snr, share, missed, loose)) == {"good"}
 
 
 def test_an_empty_table(noise):
-    units = curate.measure(Spikes.empty(), np.zeros((0, 3, 10), np.float32), Priors(*(np.zeros(0),) * 3), np.zeros(0), noise, T, CurateConfig())
+    none = Priors(*(np.zeros(0),) * 3)
+    units = curate.measure(Spikes.empty(), np.zeros((0, 3, 10), np.float32), none, np.zeros(0), noise, T, CurateConfig())
     assert len(units) == 0 and units.position_um.shape == (0, 2)
 
 

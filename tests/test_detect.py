@@ -34,7 +34,8 @@ def test_noise_is_detected_as_often_as_stated(probe, rate):
     expected = measured = 0.0
     for seed in range(3):
         threshold = detect.false_alarm_threshold(bank, config, FS, probe.positions_um, seed, channel_seconds=200.0)
-        found = detect.detect_all(noise(probe.n_channels, 300 / probe.n_channels, 100 + seed), bank, threshold, config, FS, probe.positions_um)
+        x = noise(probe.n_channels, 300 / probe.n_channels, 100 + seed)
+        found = detect.detect_all(x, bank, threshold, config, FS, probe.positions_um)
         measured, expected = measured + len(found), expected + 300 * rate
     assert expected >= 900, "so that chance is under 4 %"
     assert measured == pytest.approx(expected, rel=0.2)

@@ -30,8 +30,8 @@ def planted():
 
 
 def run(x, waveforms, counts, iterations=3, **more):
-    return stage.fit(x, np.asarray(waveforms, np.float32), np.asarray(counts), column(N), FS, FitConfig(iterations=iterations), PursuitConfig(),
-                     BEFORE, 10, **more)
+    return stage.fit(x, np.asarray(waveforms, np.float32), np.asarray(counts), column(N), FS, FitConfig(iterations=iterations),
+                     PursuitConfig(), BEFORE, 10, **more)
 
 
 def blurred(waves, sizes=SIZES, seed=1, amount=0.4):
@@ -42,7 +42,7 @@ def blurred(waves, sizes=SIZES, seed=1, amount=0.4):
 
 
 def test_the_waveforms_come_out(planted):
-    x, waves, starts, units = planted
+    x, waves, *_ = planted
     found, priors, log = run(x, blurred(waves), [150] * K)
     assert len(found) == K
     match = cosines(found, waves)

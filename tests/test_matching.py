@@ -25,6 +25,12 @@ def case(n_units=5, n_channels=8, per_unit=8, n_samples=4000, shifts=False, seed
     return waves, starts, units, amplitudes, sub, plant(waves, starts, units, amplitudes, n_samples, sub, seed)
 
 
+def echoes(slow):
+    """(S,) spikes that follow a larger one of their unit within the dead time, which the reference does not know."""
+    near = np.abs(slow.samples[:, None] - slow.samples) <= DEAD
+    return (near & (slow.units[:, None] == slow.units) & (slow.gains[:, None] < slow.gains)).any(axis=1)
+
+
 @pytest.mark.parametrize("prior", [False, True])
 @pytest.mark.parametrize("subsamples", [1, 8])
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -35,7 +41,8 @@ def test_agrees_with_the_reference_spike_for_spike(prior, subsamples, seed):
     amplitude = dict(amp_mean=matcher.amp_mean, amp_std=matcher.amp_precision.astype(float) ** -0.5) if prior else {}
     slow = reference.pursuit_reference(x, matcher.waveforms(), log_odds=matcher.log_odds, subsamples=subsamples, **amplitude)
     order = np.lexsort((slow.units, slow.samples))
-    clear = slow.gains[order] > 3  # a spike of hardly any gain may be rounded away
+    clear = (slow.gains > 3) & ~echoes(slow)  # a spike of hardly any gain may be rounded away
+    clear = clear[order]
     slow_time, slow_units, slow_amp = (v[order][clear] for v in (slow.samples + slow.shifts, slow.units, slow.amplitudes))
     fast_time = fast.samples + fast.shifts
     assert len(slow_time) >= len(starts) and pair(starts, units, slow_time, slow_units, 3.0) == len(starts)
@@ -166,7 +173,7 @@ def test_overlaps_are_the_inner_products_at_every_lag_and_shift():
 
 
 def test_subtract_leaves_white_noise():
-    waves, starts, units, amplitudes, shifts, x = case(per_unit=20, n_samples=8000, shifts=True)
+    waves, starts, *_, x = case(per_unit=20, n_samples=8000, shifts=True)
     noise = plant(waves, np.zeros(0, int), np.zeros(0, int), np.zeros(0), 8000)
     matcher = matching.prepare(waves, flat_priors(5), FS)
     found = found_in(x.copy(), matcher)
@@ -193,7 +200,8 @@ def test_cleaned_features_have_noise_of_unit_variance_and_the_templates_mean():
     waves, starts, units, _, _, _ = case(per_unit=80, n_samples=40000)
     x = plant(waves, starts, units, np.full(len(starts), 20.0), 40000, seed=3)
     matcher = matching.prepare(waves, flat_priors(5), FS, 1, False)
-    spikes = Spikes(starts, np.zeros(len(starts), np.float32), units, np.full(len(starts), 20.0, np.float32), np.ones(len(starts), np.float32))
+    zero, twenty, one = (np.full(len(starts), v, np.float32) for v in (0, 20, 1))
+    spikes = Spikes(starts, zero, units, twenty, one)
     residual = x.copy()
     matching.subtract(matcher, residual, spikes)
     channels = np.array([[0, 1, 2, 3, -1]] * 5)

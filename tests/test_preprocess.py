@@ -1,6 +1,7 @@
 """Whitening: what comes out is white with sigma = 1 whatever went in, and channels that hold nothing are left out."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -149,8 +150,8 @@ def spoil(data, channel, how):
     return data
 
 
-@pytest.mark.parametrize(("how", "reason"), [("constant", "constant"), ("nan", "NaN"), ("infinite", "infinite"), ("duplicate", "same data as channel 1"),
-                                             ("noisy", "noisy"), ("dead", "dead")])
+@pytest.mark.parametrize(("how", "reason"), [("constant", "constant"), ("nan", "NaN"), ("infinite", "infinite"), ("noisy", "noisy"),
+                                             ("duplicate", "same data as channel 1"), ("dead", "dead")])
 def test_bad_channels_are_left_out(how, reason):
     data = spoil(stored(coloured(t=60000)), 4, how)
     x, learned = whitened(data)
@@ -217,7 +218,7 @@ def test_one_chunk_equals_many(lengths, size):
     whitener = Whitener(learned, CPU)
     parts = [p for p in chunks(lengths, size) if p.start < 12_000 or size > 5000]
     bounds = np.cumsum((0, *lengths))
-    whole = np.concatenate([whitener(recording, Chunk(a, b, a, b)).numpy() for a, b in zip(bounds, bounds[1:], strict=False)], axis=1)
+    whole = np.concatenate([whitener(recording, Chunk(a, b, a, b)).numpy() for a, b in pairwise(bounds)], axis=1)
     for part in parts:
         np.testing.assert_allclose(whitener(recording, part).numpy(), whole[:, part.start : part.stop], atol=1e-4)
 
