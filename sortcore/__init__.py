@@ -1,9 +1,30 @@
-"""sortcore: spike sorting as convolutive semi-non-negative matrix factorisation."""
+"""sortcore: spike sorting as convolutive semi-non-negative matrix factorisation.
+
+    import sortcore as sc
+
+    recording = sc.binary_recording("recording.bin", n_channels=384, fs=30000, gain_uv=0.195)
+    result = sc.sort(recording, sc.load_probe("neuropixels1"))
+    sc.save_result(result, "sorted")
+
+`sortcore.model` states the model and `sortcore.reference` its textbook algorithms; `sortcore.plots` draws results,
+`sortcore.metrics` scores them. Nothing here imports SpikeInterface: that is what the package `sorters` is for.
+"""
 
 from sortcore.ephys.config import SortConfig
 from sortcore.ephys.pipeline import deconvolve, sort
 from sortcore.errors import ConfigError, OutputError, ProbeError, RecordingError, SortcoreError
+from sortcore.export import load_model, load_result, save_model, save_result
+from sortcore.phy import export_phy
+from sortcore.probes import load_probe, probe_names
 from sortcore.recording import ArrayRecording, Recording, array_recording, binary_recording
+from sortcore.simulate import Simulation, demo_simulation, simulate
 from sortcore.types import Model, Preprocessing, Priors, Probe, SortingResult, Spikes, Templates, Units
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "ArrayRecording", "ConfigError", "Model", "OutputError", "Preprocessing", "Priors", "Probe", "ProbeError", "Recording",
+    "RecordingError", "Simulation", "SortConfig", "SortcoreError", "SortingResult", "Spikes", "Templates", "Units",
+    "array_recording", "binary_recording", "deconvolve", "demo_simulation", "export_phy", "load_model", "load_probe",
+    "load_result", "probe_names", "save_model", "save_result", "simulate", "sort",
+]

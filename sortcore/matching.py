@@ -65,7 +65,7 @@ class Matcher:
 
 def prepare(waveforms: np.ndarray, priors: Priors, fs: float, subsamples: int = 8, amplitude_prior: bool = True) -> Matcher:
     """Make unit-norm waveforms (K, N, D) ready for matching."""
-    k, n, d = waveforms.shape
+    k = len(waveforms)
     basis = shared_basis(waveforms, priors.amp_mean)
     coefficients = unit_norm(waveforms @ basis.T).astype(np.float32)
     shifts = subsample_shifts(subsamples)
@@ -101,7 +101,7 @@ def sharing(coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def overlap_table(coefficients: np.ndarray, basis: np.ndarray, shifts: np.ndarray, first: np.ndarray, other: np.ndarray) -> np.ndarray:
     """(pairs, M, 2 D - 1) inner products of a unit's shifted template with its neighbours' at lags -(D - 1) to D - 1."""
     b, d = basis.shape
-    moved = np.pad(shift(np.pad(basis.astype(np.float64), ((0, 0), (d, d))), shifts), ((0, 0), (0, 0), (0, 0)))  # (M, B, 3 D)
+    moved = shift(np.pad(basis.astype(np.float64), ((0, 0), (d, d))), shifts)  # (M, B, 3 D)
     lags = np.arange(-(d - 1), d)
     rows = moved[:, :, d + lags[:, None] + np.arange(d)]  # (M, B, lags, D): shifted basis seen from a template `lag` later
     products = np.einsum("mild,jd->ijml", rows, basis).reshape(b * b, -1).astype(np.float32)
@@ -124,7 +124,7 @@ def sinc_interpolator(shifts: np.ndarray) -> np.ndarray:
 def scores(matcher: Matcher, x: torch.Tensor) -> torch.Tensor:
     """(K, T - D + 1) <x[:, t : t + D], W_k> for x (N, T)."""
     valid = x.shape[1] - matcher.n_samples + 1
-    k, n, b = matcher.coefficients.shape
+    k, _, b = matcher.coefficients.shape
     blocks = correlate(x, torch.from_numpy(matcher.basis).to(x.device))
     out = torch.empty((k, len(blocks), blocks.shape[3]), dtype=x.dtype, device=x.device)
     for units, low, high in windows(matcher.coefficients):
@@ -215,7 +215,7 @@ def pursue(score, first, other, overlaps, interpolator, mean, precision, log_odd
     amplitudes, gains = [0.0][:0], [0.0][:0]
     half = interpolator.shape[1] // 2
     while len(heap):
-        negative, k, t, m = heapq.heappop(heap)
+        negative, k, t, _ = heapq.heappop(heap)
         x = score[k, t]
         if not (x >= score[k, t - 1] and x > score[k, t + 1]):
             continue
@@ -247,7 +247,7 @@ def pursue(score, first, other, overlaps, interpolator, mean, precision, log_odd
 
 def subtract(matcher: Matcher, x: np.ndarray, spikes: Spikes) -> None:
     """Take the spikes' waveforms off x (N, T), in place; `samples` are template starts."""
-    moved = shift(np.pad(matcher.basis, ((0, 0), (0, 0))), matcher.shifts).astype(np.float32)
+    moved = shift(matcher.basis, matcher.shifts)
     used = (matcher.coefficients != 0).any(axis=2)
     add_waveforms(x, spikes.samples, shift_indices(matcher, spikes), spikes.units, -spikes.amplitudes, matcher.coefficients, used, moved)
 
@@ -279,8 +279,9 @@ def cleaned_features(matcher: Matcher, residual: np.ndarray, spikes: Spikes, cha
     channels: (K, M) channels to look at for each unit, -1 for none. Sub-sample shifts are undone by projecting on the
     shifted basis; noise keeps unit variance in every feature.
     """
-    moved = shift(matcher.basis, matcher.shifts).astype(np.float32)
-    return project(residual, spikes.samples, shift_indices(matcher, spikes), spikes.units, spikes.amplitudes, matcher.coefficients, channels, moved)
+    moved = shift(matcher.basis, matcher.shifts)
+    return project(residual, spikes.samples, shift_indices(matcher, spikes), spikes.units, spikes.amplitudes, matcher.coefficients,
+                   channels, moved)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -301,6 +301,6 @@ def _pursuit_input(data: np.ndarray, waveforms: np.ndarray, log_odds: np.ndarray
 
 
 def _pursuit_record(found: list[tuple[int, float, int, float, float]], residual: np.ndarray) -> PursuitReference:
-    samples, shifts, units, amplitudes, gains = zip(*found) if found else ((), (), (), (), ())
+    samples, shifts, units, amplitudes, gains = zip(*found, strict=True) if found else ((), (), (), (), ())
     return PursuitReference(np.array(samples, dtype=np.int64), np.array(shifts, dtype=float), np.array(units, dtype=np.int64),
                             np.array(amplitudes, dtype=float), np.array(gains, dtype=float), residual)

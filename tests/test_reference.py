@@ -24,7 +24,7 @@ def plant(W, times, amplitudes, T, noise_std=1.0, seed=1):
     """(N, T) noise with waveform k added at each time of times[k]."""
     X = noise_std * np.random.default_rng(seed).normal(size=(W.shape[1], T))
     for k, D in enumerate([W.shape[2]] * len(W)):
-        for t, a in zip(times[k], amplitudes[k]):
+        for t, a in zip(times[k], amplitudes[k], strict=True):
             X[:, t : t + D] += a * W[k]
     return X
 
@@ -101,7 +101,8 @@ def test_simple_model_is_the_convolutive_one_with_templates_of_one_sample():
     start = torch.from_numpy(W + 0.3)
     simple = reference.simple_ascent(X, start, amp_rate=3.0, noise_std=1.0, iterations=5)
     for separate in (reference.separate_greedily, reference.separate_exactly):
-        convolutive = reference.convolutive_ascent(X, start[:, :, None], rank=1, amp_rate=3.0, noise_std=1.0, iterations=5, separate=separate)
+        convolutive = reference.convolutive_ascent(X, start[:, :, None], rank=1, amp_rate=3.0, noise_std=1.0, iterations=5,
+                                                   separate=separate)
         torch.testing.assert_close(convolutive.log_joint, simple.log_joint)
         torch.testing.assert_close(convolutive.amplitudes, simple.amplitudes)
         torch.testing.assert_close(model.dense(convolutive.footprints, convolutive.profiles)[:, :, 0], simple.waveforms)

@@ -160,10 +160,10 @@ def candidates(scores, n_samples, near, profiles, gate, threshold):
                 times[count], values[count] = t, best
                 count += 1
         found_t[c], found_s[c] = times[:count].copy(), values[:count].copy()
-    total = 0
+    n_found = 0
     for c in range(n_channels):
-        total += len(found_t[c])
-    channel, sample, score = np.empty(total, np.int64), np.empty(total, np.int64), np.empty(total, np.float32)
+        n_found += len(found_t[c])
+    channel, sample, score = np.empty(n_found, np.int64), np.empty(n_found, np.int64), np.empty(n_found, np.float32)
     at = 0
     for c in range(n_channels):
         for i in range(len(found_t[c])):
@@ -190,7 +190,8 @@ def largest_nearby(channel, sample, score, positions_um, radius_um, dead):
     return keep
 
 
-def false_alarm_threshold(bank: Bank, config: DetectConfig, fs: float, positions_um: np.ndarray, seed: int, channel_seconds: float = 800.0) -> float:
+def false_alarm_threshold(bank: Bank, config: DetectConfig, fs: float, positions_um: np.ndarray, seed: int,
+                          channel_seconds: float = 800.0) -> float:
     """Score that white noise exceeds at the stated rate per channel and second.
 
     The tail of the largest of many correlated Gaussians falls as exp(-u^2 / 2) times a slow factor (Rice 1944), so log rate

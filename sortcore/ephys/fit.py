@@ -73,7 +73,7 @@ def fit(x: torch.Tensor, waveforms: np.ndarray, counts: np.ndarray, probe: Probe
                 steps.append(f"round {i + 1}: {len(more)} new units from the residual")
                 waveforms, counts = same_removed(waveforms, counts, fs)
     priors = first_priors(waveforms, counts, seconds)
-    log = FitLog(*(np.array([r[j] for r in rows]) for j in range(3)), steps=tuple(steps))
+    log = FitLog(np.array([r[0] for r in rows]), np.array([r[1] for r in rows]), np.array([r[2] for r in rows]), tuple(steps))
     return unit_norm(waveforms), priors, log
 
 
@@ -100,7 +100,7 @@ def centred(w: np.ndarray, trough: int) -> np.ndarray:
 
 def low_rank(w: np.ndarray, rank: int, noise_variance: float) -> np.ndarray:
     """(N, D) truncated SVD of a mean waveform on the channels that stand out of its noise."""
-    n, d = w.shape
+    d = w.shape[1]
     energy = (w**2).sum(axis=1)
     keep = energy > noise_variance * (d + 4 * np.sqrt(2 * d)) + 0.25
     if not keep.any():
@@ -207,9 +207,8 @@ def run_sweep(x: torch.Tensor, matcher: Matcher, probe: Probe, fs: float, pursui
 
     pieces = list(chunks((n,), max(int(pursuit.chunk_seconds * fs), 20 * d)))
     parts, features, fits = zip(*in_order(pursue, pieces), strict=True)
-    log_joint = sum(fits)
     spikes = Spikes.concatenate(list(parts))
-    log_joint += float(log_prior(matcher, spikes).sum())
+    log_joint = sum(fits) + float(log_prior(matcher, spikes).sum())
     return Sweep(spikes, np.concatenate(features), channels, log_joint, residual)
 
 
@@ -329,7 +328,7 @@ def one(a: Group, b: Group, cosine: float, fs: float) -> bool:
     fa, fb, channels = shared_features(a, b)
     if len(channels) < min(len(a.channels), len(b.channels)) / 2 or independent(a.samples, b.samples, fs):
         return False
-    ratio = np.linalg.norm(fa.mean(axis=0)) / max(np.linalg.norm(fb.mean(axis=0)), 1e-9)
+    ratio = float(np.linalg.norm(fa.mean(axis=0))) / max(float(np.linalg.norm(fb.mean(axis=0))), 1e-9)
     if cosine > RAY_COSINE and 0.5 < ratio < 2.0:
         return True
     fa, fb = fa[:: max(1, len(fa) // 1000)], fb[:: max(1, len(fb) // 1000)]
@@ -360,16 +359,10 @@ def joined(a: Group, b: Group) -> Group:
 
 def rebuilt(groups: list[Group], matcher: Matcher, n_channels: int, rank: int, trough: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean waveforms (K, N, D), trimmed and denoised, of regrouped units, and their counts; too weak ones are dropped."""
-    waveforms, counts = [], []
-    for g in groups:
-        mean = trimmed_mean(g.features)
-        full = np.zeros((n_channels, matcher.basis.shape[1]), np.float32)
-        full[g.channels] = mean @ matcher.basis
-        waveforms.append(full)
-        counts.append(len(g.features))
-    if not waveforms:
-        return np.zeros((0, n_channels, matcher.basis.shape[1]), np.float32), np.zeros(0, np.int64)
-    waveforms, counts = np.array(waveforms), np.array(counts)
+    waveforms = np.zeros((len(groups), n_channels, matcher.basis.shape[1]), np.float32)
+    for waveform, g in zip(waveforms, groups, strict=True):
+        waveform[g.channels] = trimmed_mean(g.features) @ matcher.basis
+    counts = np.array([len(g.features) for g in groups], np.int64)
     return denoised(waveforms, counts, rank, trough)
 
 

@@ -18,7 +18,8 @@ BASIS_SIZE = 8
 MOST_EVENTS = 3000  # a channel's events beyond this many are thinned evenly
 
 
-def initialize(x: np.ndarray, detections: Detections, probe: Probe, before: int, after: int, config: InitializeConfig) -> tuple[np.ndarray, np.ndarray]:
+def initialize(x: np.ndarray, detections: Detections, probe: Probe, before: int, after: int,
+               config: InitializeConfig) -> tuple[np.ndarray, np.ndarray]:
     """Cluster the events of x (N, T) whitened.
 
     Returns mean waveforms (K, N, D), D = before + after + 1, in noise standard deviations, and the events in each (K,).

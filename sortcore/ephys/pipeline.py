@@ -53,10 +53,12 @@ def sort(recording: Recording | np.ndarray, probe: Probe | None = None, config: 
     before, after = template_window(recording.fs, config)
     first = initialize(sample.x.numpy(), events, learned.probe, before, after, config.initialize)
     clock.lap("initialize")
-    waveforms, priors, log = fit(sample.x, *first, learned.probe, recording.fs, config.fit, config.pursuit, before, config.initialize.min_spikes, find_new)
+    waveforms, priors, log = fit(sample.x, *first, learned.probe, recording.fs, config.fit, config.pursuit, before,
+                                 config.initialize.min_spikes, find_new)
     clock.lap("fit")
     matcher = matching.prepare(waveforms, priors, recording.fs, config.pursuit.subsamples, config.pursuit.amplitude_prior)
-    spikes = pursuit.deconvolve(sample.source(recording, whitener), recording.segment_lengths, matcher, before, recording.fs, config.pursuit, track)
+    spikes = pursuit.deconvolve(sample.source(recording, whitener), recording.segment_lengths, matcher, before, recording.fs,
+                                config.pursuit, track)
     clock.lap("deconvolve")
     return finish(recording, learned, matcher, priors, spikes, log, config, seed, clock, before, after)
 
@@ -72,7 +74,8 @@ def deconvolve(recording: Recording | np.ndarray, model: Model, config: SortConf
     recording = opened(recording, fs or p.fs, float(p.gain_uv[0]))
     if recording.n_channels != p.n_recorded or abs(recording.fs - p.fs) > 1e-3 * p.fs:
         raise RecordingError(
-            f"The model was learned on {p.n_recorded} channels at {p.fs:g} Hz, but the recording has {recording.n_channels} at {recording.fs:g} Hz."
+            f"The model was learned on {p.n_recorded} channels at {p.fs:g} Hz, "
+            f"but the recording has {recording.n_channels} at {recording.fs:g} Hz."
         )
     whitener = preprocess.Whitener(p, torch_device)
     matcher = matching.prepare(model.templates.dense(), model.priors, p.fs, config.pursuit.subsamples, config.pursuit.amplitude_prior)
@@ -110,7 +113,8 @@ class Clock:
     """Seconds of each stage."""
 
     def __init__(self) -> None:
-        self.last, self.laps = time.perf_counter(), {}
+        self.last = time.perf_counter()
+        self.laps: dict[str, float] = {}
 
     def lap(self, stage: str) -> None:
         now = time.perf_counter()
@@ -152,7 +156,7 @@ def take_sample(recording: Recording, whitener: preprocess.Whitener, config: Sor
 
 
 def template_window(fs: float, config: SortConfig) -> tuple[int, int]:
-    return int(round(config.fit.before_ms * fs / 1000)), int(round(config.fit.after_ms * fs / 1000))
+    return round(config.fit.before_ms * fs / 1000), round(config.fit.after_ms * fs / 1000)
 
 
 def detect_events(sample: Sample, learned: Preprocessing, config: SortConfig, seed: int, track: Track) -> tuple[Detections, Callable]:
@@ -197,7 +201,8 @@ def finish(recording: Recording, learned: Preprocessing, matcher: Matcher, prior
                          dict(clock.laps), log)
 
 
-def at_trough(spikes: Spikes, waveforms: np.ndarray, averages: np.ndarray, before: int, after: int, slack: int) -> tuple[Spikes, np.ndarray, np.ndarray]:
+def at_trough(spikes: Spikes, waveforms: np.ndarray, averages: np.ndarray, before: int, after: int,
+              slack: int) -> tuple[Spikes, np.ndarray, np.ndarray]:
     """Move each unit's times to the trough of its mean waveform (K, N, before + after + 1 + 2 slack) in microvolts."""
     k = len(waveforms)
     shifts = np.zeros(k, np.int64)

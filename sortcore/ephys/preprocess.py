@@ -15,7 +15,7 @@ from scipy.signal import butter, freqz_sos, windows
 
 from sortcore.ephys.config import PreprocessConfig
 from sortcore.errors import RecordingError
-from sortcore.numerics import MAD_TO_SD, fft_filter, mad
+from sortcore.numerics import fft_filter, mad
 from sortcore.recording import Chunk, Recording, chunks, read_padded
 from sortcore.types import Preprocessing, Probe
 
@@ -40,8 +40,8 @@ def learn(recording: Recording, probe: Probe, config: PreprocessConfig) -> Prepr
     base = Preprocessing(
         channels=channels, n_recorded=recording.n_channels, fs=recording.fs, gain_uv=recording.gain_uv[channels],
         offset=recording.offset[channels], probe=probe, reference=pick_reference(config.reference, probe), taps=bandpass,
-        bandpass_taps=bandpass, whitening=np.eye(len(channels), dtype=np.float32), artifact_sd=np.full(len(channels), float(config.artifact_sd)),
-        bad_channels=bad,
+        bandpass_taps=bandpass, whitening=np.eye(len(channels), dtype=np.float32),
+        artifact_sd=np.full(len(channels), float(config.artifact_sd)), bad_channels=bad,
     )
     banded = [banded_stretch(base, s) for s in stretches]
     sd = np.median([mad(b[:, ::THIN]) for b in banded], axis=0)
