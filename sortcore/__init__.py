@@ -19,8 +19,7 @@ from sortcore.probes import load_probe, probe_names
 from sortcore.recording import ArrayRecording, Recording, array_recording, binary_recording
 from sortcore.simulate import Simulation, demo_simulation, simulate
 from sortcore.types import Model, Preprocessing, Priors, Probe, SortingResult, Spikes, Templates, Units
-
-__version__ = "0.1.0"
+from sortcore.version import __version__ as __version__
 
 __all__ = [
     "ArrayRecording", "ConfigError", "Model", "OutputError", "Preprocessing", "Priors", "Probe", "ProbeError", "Recording",

@@ -24,6 +24,7 @@ from sortcore.numerics import pick_device
 from sortcore.progress import Track, bars, silent
 from sortcore.recording import Chunk, Recording, array_recording, chunks
 from sortcore.types import Detections, FitLog, Model, Preprocessing, Priors, Probe, SortingResult, Spikes, Templates
+from sortcore.version import __version__
 from sortcore.workers import in_order
 
 MOST_VALUES = 700_000_000  # of whitened sample held in memory at once: 2.8 GB, and half of that for its residual
@@ -249,7 +250,5 @@ def versions() -> dict[str, str]:
     import numba
     import scipy
 
-    import sortcore
-
-    return {"sortcore": sortcore.__version__, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+    return {"sortcore": __version__, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
             "scipy": scipy.__version__, "numba": numba.__version__}
