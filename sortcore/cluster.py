@@ -17,14 +17,14 @@ PARCEL_SIZE = 20
 MOST_PARCELS = 40
 KMEANS_ROUNDS = 12
 NEAREST = 6  # clusters that a cluster is compared with
-MIN_Z = 3.0  # and this many standard deviations (variance-stabilised Poisson) under it
+MIN_Z = 2.5  # and this many standard deviations (variance-stabilised Poisson) under it
 
 
-def cluster(x: np.ndarray, min_size: int, min_z: float = MIN_Z) -> np.ndarray:
+def cluster(x: np.ndarray, min_size: int) -> np.ndarray:
     """(S,) labels 0, 1, ... of points x (S, P) with unit noise; -1 for those smaller than min_size that stand alone."""
     if len(x) < 2 * min_size:
         return np.zeros(len(x), np.int64)
-    labels = merge(x, parcels(x), min_z)
+    labels = merge(x, parcels(x))
     return drop_small(labels, min_size)
 
 
@@ -50,7 +50,7 @@ def parcels(x: np.ndarray) -> np.ndarray:
     return labels
 
 
-def merge(x: np.ndarray, labels: np.ndarray, min_z: float) -> np.ndarray:
+def merge(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Join parcels, the least separated pair first, until a significant valley lies between every two that are near."""
     labels = labels.copy()
     members = {int(k): np.flatnonzero(labels == k) for k in np.unique(labels)}
@@ -66,7 +66,7 @@ def merge(x: np.ndarray, labels: np.ndarray, min_z: float) -> np.ndarray:
             b = others[i]
             pair = (min(a, b), max(a, b))
             if pair not in gaps:
-                gaps[pair] = separation(x[members[pair[0]]], x[members[pair[1]]], min_z)
+                gaps[pair] = separation(x[members[pair[0]]], x[members[pair[1]]])
 
     for k in list(members):
         test(k)
@@ -83,10 +83,10 @@ def merge(x: np.ndarray, labels: np.ndarray, min_z: float) -> np.ndarray:
     return labels
 
 
-def separation(a: np.ndarray, b: np.ndarray, min_z: float = MIN_Z) -> float:
+def separation(a: np.ndarray, b: np.ndarray) -> float:
     """How clearly two clusters are two: below one there is no significant valley between them on their discriminant."""
     ratio, z = valley_between(np.ascontiguousarray(a, np.float64), np.ascontiguousarray(b, np.float64))
-    return float(min((1 - ratio) / (1 - MAX_RATIO), z / min_z))
+    return float(min((1 - ratio) / (1 - MAX_RATIO), z / MIN_Z))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -140,7 +140,7 @@ def valley(x, left, right):
             continue
         ratio = density[g] / lower
         # counts in a window as wide as a cluster
-        z = 2 * (np.sqrt(2 * lower) - np.sqrt(2 * density[g]))
+        z = np.sqrt(2.0) * (np.sqrt(2 * lower) - np.sqrt(2 * density[g]))
         if ratio < best_ratio:
             best_ratio, best_z = ratio, z
     return best_ratio, best_z

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
+from functools import cached_property
 
 import numba
 import numpy as np
 import torch
 
-from sortcore.numerics import correlate, shift, subsample_shifts, unit_norm
+from sortcore.numerics import correlated_pieces, shift, subsample_shifts, unit_norm
 from sortcore.types import Priors, Spikes
 
 BASIS_LOSS = 0.003  # share of the templates' energy that the shared temporal basis may lose
@@ -58,6 +59,12 @@ class Matcher:
     def n_samples(self) -> int:
         return self.basis.shape[1]
 
+    @cached_property
+    def groups(self) -> list[tuple[np.ndarray, torch.Tensor, int, int]]:
+        """Units near each other, their coefficients (units, channels B), and the range of channels these are of."""
+        return [(units, torch.from_numpy(self.coefficients[units, low:high].reshape(len(units), -1)), low, high)
+                for units, low, high in windows(self.coefficients)]
+
     def waveforms(self) -> np.ndarray:
         """(K, N, D) the unit-norm templates that are matched."""
         return self.coefficients @ self.basis
@@ -71,7 +78,9 @@ def prepare(waveforms: np.ndarray, priors: Priors, fs: float, subsamples: int = 
     shifts = subsample_shifts(subsamples)
     first, other = sharing(coefficients)
     precision = 1 / priors.amp_std**2 if amplitude_prior else np.zeros(k)
-    log_odds = np.log(np.maximum(priors.rate_hz, 1e-3) / fs) + 0.5 * np.log(precision / (1 + precision)) * bool(amplitude_prior)
+    log_odds = np.log(np.maximum(priors.rate_hz, 1e-3) / fs)
+    if amplitude_prior:
+        log_odds = log_odds + 0.5 * np.log(precision / (1 + precision))
     mean = priors.amp_mean
     threshold = np.sqrt((1 + precision) * np.maximum(precision * mean**2 - 2 * log_odds, 0)) - precision * mean
     return Matcher(
@@ -123,15 +132,16 @@ def sinc_interpolator(shifts: np.ndarray) -> np.ndarray:
 
 def scores(matcher: Matcher, x: torch.Tensor) -> torch.Tensor:
     """(K, T - D + 1) <x[:, t : t + D], W_k> for x (N, T)."""
-    valid = x.shape[1] - matcher.n_samples + 1
-    k, _, b = matcher.coefficients.shape
-    blocks = correlate(x, torch.from_numpy(matcher.basis).to(x.device))
-    out = torch.empty((k, len(blocks), blocks.shape[3]), dtype=x.dtype, device=x.device)
-    for units, low, high in windows(matcher.coefficients):
-        weights = torch.from_numpy(np.ascontiguousarray(matcher.coefficients[units, low:high]).reshape(len(units), -1)).to(x.device)
-        each = torch.matmul(weights, blocks[:, low:high].reshape(len(blocks), (high - low) * b, -1))  # (n_blocks, units, BLOCK)
-        out[torch.from_numpy(units).to(x.device)] = each.permute(1, 0, 2)
-    return out.reshape(k, -1)[:, : max(valid, 0)].contiguous()
+    valid = max(0, x.shape[1] - matcher.n_samples + 1)
+    groups = [(torch.from_numpy(units).to(x.device), weights.to(x.device), low, high) for units, weights, low, high in matcher.groups]
+    out = torch.empty((len(matcher.coefficients), valid), dtype=x.dtype, device=x.device)
+    for first, blocks in correlated_pieces(x, torch.from_numpy(matcher.basis).to(x.device)):
+        n, _, b, size = blocks.shape
+        start, stop = first * size, min(valid, (first + n) * size)
+        for units, weights, low, high in groups:
+            each = torch.matmul(weights, blocks[:, low:high].reshape(n, (high - low) * b, size))  # (n, units, BLOCK)
+            out[units, start:stop] = each.transpose(0, 1).reshape(len(units), -1)[:, : stop - start]
+    return out
 
 
 def windows(coefficients: np.ndarray, size: int = 32) -> list[tuple[np.ndarray, int, int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from scipy.fft import next_fast_len
@@ -68,26 +70,51 @@ def unit_norm(waveforms: np.ndarray) -> np.ndarray:
 
 
 BLOCK = 48  # samples of an output block: a larger one multiplies more zeros, a smaller one copies more of the input
+PIECE = 4096  # blocks times channels worked on at once: few enough to stay in a core's cache
 
 
 def correlate(x: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
     """Cross-correlation of every row of x (N, T) with every kernel (P, L), in blocks of samples: (n_blocks, N, P, BLOCK).
 
-    out[j, n, p, i] = sum_d kernels[p, d] x[n, BLOCK j + i + d], zeros beyond the end. Written as one product with a
-    block-Toeplitz matrix it does more arithmetic than conv1d, but at the speed of a large matrix product, and its layout is
-    the one that scores are made from without another copy. `unblocked` gives the plain (P, N, T - L + 1).
+    out[j, n, p, i] = sum_d kernels[p, d] x[n, BLOCK j + i + d], zeros beyond the end. `unblocked` gives the plain
+    (P, N, T - L + 1).
+    """
+    n_blocks = -(-max(x.shape[1] - kernels.shape[1] + 1, 0) // BLOCK)
+    out = torch.empty((n_blocks, x.shape[0], kernels.shape[0], BLOCK), dtype=x.dtype, device=x.device)
+    for _ in correlated_pieces(x, kernels, out):
+        pass
+    return out
+
+
+def correlated_pieces(x: torch.Tensor, kernels: torch.Tensor, out: torch.Tensor | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield `correlate`'s output a few blocks at a time: (first block, (n, N, P, BLOCK)).
+
+    Without `out` every piece is written over the one before. Each is one product with a block-Toeplitz matrix: more
+    arithmetic than conv1d does, but at the speed of a large matrix product, and its layout is the one that scores are made
+    from without another copy.
     """
     (n, t), (p, length) = x.shape, kernels.shape
     n_blocks = -(-max(t - length + 1, 0) // BLOCK)
-    width = BLOCK + length - 1
-    x = torch.nn.functional.pad(x, (0, max(0, n_blocks * BLOCK + length - 1 - t)))
-    toeplitz = torch.zeros(width, p, BLOCK, dtype=x.dtype, device=x.device)
-    for i in range(BLOCK):
-        toeplitz[i : i + length, :, i] = kernels.T
     if not n_blocks:
-        return x.new_zeros((0, n, p, BLOCK))
-    windows = x.unfold(1, width, BLOCK).transpose(0, 1).reshape(n_blocks * n, width)
-    return (windows @ toeplitz.reshape(width, p * BLOCK)).reshape(n_blocks, n, p, BLOCK)
+        return
+    width = BLOCK + length - 1
+    windows = torch.nn.functional.pad(x, (0, max(0, n_blocks * BLOCK + length - 1 - t))).unfold(1, width, BLOCK).transpose(0, 1)
+    matrix = toeplitz(kernels)
+    size = max(1, PIECE // n)
+    reused = torch.empty((min(size, n_blocks), n, p, BLOCK), dtype=x.dtype, device=x.device) if out is None else None
+    for start in range(0, n_blocks, size):
+        rows = windows[start : start + size]
+        piece = reused[: len(rows)] if out is None and reused is not None else out[start : start + size]  # type: ignore[index]
+        torch.mm(rows.reshape(-1, width), matrix, out=piece.view(-1, p * BLOCK))
+        yield start, piece
+
+
+def toeplitz(kernels: torch.Tensor) -> torch.Tensor:
+    """(BLOCK + L - 1, P BLOCK) matrix whose product with a window of samples is its correlation with kernels (P, L)."""
+    p, length = kernels.shape
+    delay = torch.arange(BLOCK + length - 1, device=kernels.device)[:, None] - torch.arange(BLOCK, device=kernels.device)
+    inside = (delay >= 0) & (delay < length)
+    return torch.where(inside, kernels[:, delay.clamp(0, length - 1)], 0).transpose(0, 1).reshape(-1, p * BLOCK)
 
 
 def unblocked(blocks: torch.Tensor, n_valid: int) -> torch.Tensor:

@@ -21,10 +21,11 @@ from sortcore.recording import Chunk, chunks
 from sortcore.types import Detections, Probe
 from sortcore.workers import in_order
 
-GATE = 2.5  # a sample is looked at only where one channel alone scores this much
+GATE = 3.0  # a sample is looked at only where one channel alone scores this much
 SIZES_UM = (0.0, 20.0, 45.0)  # spatial profiles: one channel, and Gaussians of these widths
 LOWEST_THRESHOLD = 3.0  # of the detector on simulated noise
 N_PROTOTYPES = 6
+CHUNK_SECONDS = 0.25  # worked on at once: short, so that memory is used again rather than asked for anew
 SEED_SD = 5.0  # single-channel troughs beyond this teach the prototypes
 
 
@@ -113,13 +114,17 @@ def detect(x: torch.Tensor, bank: Bank, threshold: float, config: DetectConfig, 
 
 def detect_all(x: torch.Tensor, bank: Bank, threshold: float, config: DetectConfig, fs: float, positions_um: np.ndarray,
                track: Track = silent) -> Detections:
-    """`detect` over a long x (N, T), a second at a time."""
-    length, size = bank.prototypes.shape[1], int(fs)
+    """`detect` over a long x (N, T), chunk by chunk."""
+    length, size = bank.prototypes.shape[1], int(CHUNK_SECONDS * fs)
+    margin = 4 * length  # farther than chains of events within each other's dead time reach
     pieces = list(chunks((max(x.shape[1] - length + 1, 0),), size))
 
     def look(c: Chunk) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        d = detect(x[:, c.start : c.stop + length - 1].to(torch.float32), bank, threshold, config, fs, positions_um)
-        return d.samples + c.start, d.channels, d.scores
+        low, high = max(c.first, c.start - margin), min(c.last, c.stop + margin)
+        d = detect(x[:, low : high + length - 1].to(torch.float32), bank, threshold, config, fs, positions_um)
+        scored = d.samples + low - bank.trough
+        own = (scored >= c.start) & (scored < c.stop)
+        return d.samples[own] + low, d.channels[own], d.scores[own]
 
     found = list(track(in_order(look, pieces), "detect", len(pieces)))
     if not found:
@@ -191,27 +196,26 @@ def largest_nearby(channel, sample, score, positions_um, radius_um, dead):
 
 
 def false_alarm_threshold(bank: Bank, config: DetectConfig, fs: float, positions_um: np.ndarray, seed: int,
-                          channel_seconds: float = 800.0) -> float:
+                          channel_seconds: float = 1200.0) -> float:
     """Score that white noise exceeds at the stated rate per channel and second.
 
     The tail of the largest of many correlated Gaussians falls as exp(-u^2 / 2) times a slow factor (Rice 1944), so log rate
     is fitted as a straight line in u^2 through the exceedances of simulated noise and read off at the stated rate.
     """
     n = len(positions_um)
-    rng = np.random.default_rng(seed)
     length = bank.prototypes.shape[1]
-    seconds = max(0.2, channel_seconds / n)
-    scores, duration = [], 0.0
-    while duration < seconds:
-        part = min(1.0, seconds)
-        noise = torch.from_numpy(rng.standard_normal((n, int(part * fs) + length - 1), dtype=np.float32))
-        scores.append(detect(noise, bank, LOWEST_THRESHOLD, config, fs, positions_um).scores)
-        duration += part
-    tail = np.sort(np.concatenate(scores))[::-1].astype(np.float64)
+    parts = max(1, round(channel_seconds / n / CHUNK_SECONDS))
+    duration = parts * CHUNK_SECONDS
+
+    def look(seeds: np.random.SeedSequence) -> np.ndarray:
+        noise = np.random.default_rng(seeds).standard_normal((n, int(CHUNK_SECONDS * fs) + length - 1), dtype=np.float32)
+        return detect(torch.from_numpy(noise), bank, LOWEST_THRESHOLD, config, fs, positions_um).scores
+
+    tail = np.sort(np.concatenate(list(in_order(look, np.random.SeedSequence(seed).spawn(parts)))))[::-1].astype(np.float64)
     count = np.arange(1, len(tail) + 1)
     stated = config.false_alarm_hz * duration * n
-    # from around the stated rate up to twenty times it: further down, near events already suppress each other
-    used = (count >= 10) & (count <= max(20 * stated, 500)) & (count <= 0.5 * len(tail))
+    # from around the stated rate up to five times it: further down, near events already suppress each other
+    used = (count >= 10) & (count <= max(5 * stated, 500)) & (count <= 0.5 * len(tail))
     if used.sum() < 20:
         return float(np.sqrt(2 * np.log(fs / config.false_alarm_hz)))  # Rice's rate of one score, where noise gave too few events
     slope, intercept = np.polyfit(tail[used] ** 2, np.log(count[used]), 1, w=count[used] ** 0.25)

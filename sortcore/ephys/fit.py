@@ -28,19 +28,20 @@ RAY_COSINE = 0.96  # units more alike than this differ in amplitude alone
 COLLISION_MS = 1.0
 SUM_LEFT = 0.25  # share of its energy that a sum of other units leaves unexplained
 SAME_COSINE = 0.93  # first clusters more alike than this are one
+START_NORM = 6.5  # of the first clusters; smaller ones are found in the residual, where larger spikes do not blur them
 MIN_NORM = 5.0  # a smaller waveform's spikes are mostly below the threshold that noise allows
 DEAD_MS = 0.5
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One pass over the sample: spikes (template starts), their cleaned features (S, M, B) on each unit's channels (K, M)."""
+    """One pass over the sample: spikes (template starts), their cleaned features (S, M, B) on each unit's channels (K, M), what is left of x (N, T)."""
 
     spikes: Spikes
     features: np.ndarray
     channels: np.ndarray
     log_joint: float
-    residual: np.ndarray
+    residual: torch.Tensor
 
 
 def fit(x: torch.Tensor, waveforms: np.ndarray, counts: np.ndarray, probe: Probe, fs: float, config: FitConfig, pursuit: PursuitConfig,
@@ -51,7 +52,7 @@ def fit(x: torch.Tensor, waveforms: np.ndarray, counts: np.ndarray, probe: Probe
     Returns unit-norm waveforms (K, N, D), their priors, and the log.
     """
     n, seconds = x.shape[1], x.shape[1] / fs
-    waveforms, counts = same_removed(*denoised(waveforms, counts, config.rank, trough), fs)
+    waveforms, counts = same_removed(*denoised(waveforms, counts, config.rank, trough, START_NORM), fs)
     rows, steps = [], []
     for i in range(config.iterations):
         if not len(waveforms):
@@ -68,7 +69,7 @@ def fit(x: torch.Tensor, waveforms: np.ndarray, counts: np.ndarray, probe: Probe
         if find_new is not None and i < config.iterations - 1:
             more, n_more = find_new(sweep.residual)
             if len(more):
-                more, n_more = denoised(more, n_more, config.rank, trough)
+                more, n_more = denoised(more, n_more, config.rank, trough, MIN_NORM)
                 waveforms, counts = np.concatenate([waveforms, more]), np.concatenate([counts, n_more])
                 steps.append(f"round {i + 1}: {len(more)} new units from the residual")
                 waveforms, counts = same_removed(waveforms, counts, fs)
@@ -82,13 +83,13 @@ def first_priors(waveforms: np.ndarray, counts: np.ndarray, seconds: float) -> P
     return Priors(norm, np.maximum(SPREAD * norm, 1.0), np.maximum(counts, 1) / seconds)
 
 
-def denoised(waveforms: np.ndarray, counts: np.ndarray, rank: int, trough: int) -> tuple[np.ndarray, np.ndarray]:
+def denoised(waveforms: np.ndarray, counts: np.ndarray, rank: int, trough: int, smallest: float) -> tuple[np.ndarray, np.ndarray]:
     """Mean waveforms (K, N, D) without the channels and components that noise alone could make; empty ones are left out."""
     out = np.zeros_like(waveforms)
     for k, (w, n) in enumerate(zip(waveforms, counts, strict=True)):
         out[k] = centred(low_rank(w, rank, 1.0 / max(n, 1)), trough)
     norm = np.linalg.norm(out, axis=(1, 2))
-    keep = norm > MIN_NORM
+    keep = norm > smallest
     return out[keep], counts[keep]
 
 
@@ -192,18 +193,18 @@ def run_sweep(x: torch.Tensor, matcher: Matcher, probe: Probe, fs: float, pursui
     d, n = matcher.n_samples, x.shape[1]
     margin, dead = 4 * d, max(1, int(DEAD_MS * fs / 1000))
     channels = wide_channels(matcher, probe)
-    residual = np.empty(x.shape, np.float16)  # half the memory; noise is 1, so half precision is plenty
+    residual = torch.empty(x.shape, dtype=torch.float16)  # half the memory; noise is 1, so half precision is plenty
     def pursue(chunk: Chunk) -> tuple[Spikes, np.ndarray, float]:
         low, high = max(0, chunk.start - margin), min(n, chunk.stop + margin)
         piece = x[:, low:high].to(torch.float32)
         spikes = matching.match(matcher, matching.scores(matcher, piece).numpy(), dead)
         left = piece.numpy().copy()
         matching.subtract(matcher, left, spikes)
-        own = left[:, chunk.start - low : chunk.stop - low]
+        own = torch.from_numpy(left)[:, chunk.start - low : chunk.stop - low]
         residual[:, chunk.start : chunk.stop] = own
         mine = spikes.select((spikes.samples + low >= chunk.start) & (spikes.samples + low < chunk.stop))
         features = matching.cleaned_features(matcher, left, mine, channels)
-        return replace(mine, samples=mine.samples + low), features, -0.5 * float(torch.linalg.vector_norm(torch.from_numpy(own))) ** 2
+        return replace(mine, samples=mine.samples + low), features, -0.5 * float(torch.linalg.vector_norm(own)) ** 2
 
     pieces = list(chunks((n,), max(int(pursuit.chunk_seconds * fs), 20 * d)))
     parts, features, fits = zip(*in_order(pursue, pieces), strict=True)
@@ -363,7 +364,7 @@ def rebuilt(groups: list[Group], matcher: Matcher, n_channels: int, rank: int, t
     for waveform, g in zip(waveforms, groups, strict=True):
         waveform[g.channels] = trimmed_mean(g.features) @ matcher.basis
     counts = np.array([len(g.features) for g in groups], np.int64)
-    return denoised(waveforms, counts, rank, trough)
+    return denoised(waveforms, counts, rank, trough, MIN_NORM)
 
 
 def trimmed_mean(features: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from sortcore.workers import in_order
 
 BASIS_SIZE = 8
 MOST_EVENTS = 3000  # a channel's events beyond this many are thinned evenly
+MOST_AVERAGED = 300  # a mean of so many is as good as the fit needs to start
 
 
 def initialize(x: np.ndarray, detections: Detections, probe: Probe, before: int, after: int,
@@ -36,7 +37,8 @@ def initialize(x: np.ndarray, detections: Detections, probe: Probe, before: int,
         found = []
         for members in split(features.reshape(len(mine), -1), config):
             full = np.zeros((x.shape[0], before + after + 1), np.float32)
-            full[wide] = robust_mean(take(x, mine[members], wide, before, after))
+            some = members[:: 1 + len(members) // MOST_AVERAGED]
+            full[wide] = robust_mean(take(x, mine[some], wide, before, after))
             found.append((full, len(members)))
         return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -149,10 +150,13 @@ def take_sample(recording: Recording, whitener: preprocess.Whitener, config: Sor
         chosen = [pieces[i] for i in np.unique((starts[:, None] + np.arange(block)).ravel())]
     else:
         chosen = pieces
-    x, at = torch.empty((n, sum(c.stop - c.start for c in chosen))), 0
-    for white in track(in_order(lambda c: whitener(recording, c).cpu(), chosen), "preprocess", len(chosen)):
-        x[:, at : at + white.shape[1]] = white
-        at += white.shape[1]
+    places = np.r_[0, np.cumsum([c.stop - c.start for c in chosen])].tolist()
+    x = torch.empty((n, places[-1]))
+
+    def whiten(i: int) -> None:
+        x[:, places[i] : places[i + 1]] = whitener(recording, chosen[i])
+
+    deque(track(in_order(whiten, range(len(chosen))), "preprocess", len(chosen)), maxlen=0)
     return Sample(x, len(chosen) == len(pieces))
 
 
@@ -172,8 +176,8 @@ def detect_events(sample: Sample, learned: Preprocessing, config: SortConfig, se
     def events(x: torch.Tensor, follow: Track) -> Detections:
         return detect.detect_all(x, bank, threshold, config.detect, fs, probe.positions_um, follow)
 
-    def find_new(residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return initialize(residual, events(torch.from_numpy(residual), silent), probe, before, after, config.initialize)
+    def find_new(residual: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        return initialize(residual.numpy(), events(residual, silent), probe, before, after, config.initialize)
 
     return events(sample.x, track), find_new
 
@@ -243,7 +247,8 @@ def low_rank(waveforms: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """Footprints (K, N, R) and profiles (K, R, D) of waveforms (K, N, D)."""
     u, s, v = np.linalg.svd(waveforms, full_matrices=False)
     r = min(rank, s.shape[1]) if len(s) else rank
-    return (u[:, :, :r] * s[:, None, :r]).astype(np.float32), v[:, :r].astype(np.float32)
+    touched = (waveforms != 0).any(axis=2)[:, :, None]  # no rounding on the channels a unit does not touch
+    return (u[:, :, :r] * s[:, None, :r] * touched).astype(np.float32), v[:, :r].astype(np.float32)
 
 
 def versions() -> dict[str, str]:

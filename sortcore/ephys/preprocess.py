@@ -15,9 +15,11 @@ from scipy.signal import butter, freqz_sos, windows
 
 from sortcore.ephys.config import PreprocessConfig
 from sortcore.errors import RecordingError
+from sortcore.medians import channel_median
 from sortcore.numerics import fft_filter, mad
 from sortcore.recording import Chunk, Recording, chunks, read_padded
 from sortcore.types import Preprocessing, Probe
+from sortcore.workers import in_order
 
 AR_ORDER = 12
 SPIKE_SD = 4.0  # a sample beyond this many standard deviations is taken for a spike when noise is estimated
@@ -43,11 +45,11 @@ def learn(recording: Recording, probe: Probe, config: PreprocessConfig) -> Prepr
         bandpass_taps=bandpass, whitening=np.eye(len(channels), dtype=np.float32),
         artifact_sd=np.full(len(channels), float(config.artifact_sd)), bad_channels=bad,
     )
-    banded = [banded_stretch(base, s) for s in stretches]
-    sd = np.median([mad(b[:, ::THIN]) for b in banded], axis=0)
-    free = [spike_free(b, sd, probe, config.whitening_um, recording.fs) for b in banded]
+    banded = list(in_order(lambda s: banded_stretch(base, s), stretches))
+    sd = np.median(list(in_order(lambda b: mad(b[:, ::THIN]), banded)), axis=0)
+    free = list(in_order(lambda b: spike_free(b, sd, probe, config.whitening_um, recording.fs), banded))
     taps = whitening_taps(bandpass, banded, free, sd) if config.whiten_time else bandpass
-    timed = [banded_stretch(base, s, taps) for s in stretches]
+    timed = list(in_order(lambda s: banded_stretch(base, s, taps), stretches))
     whitening = spatial_whitening(timed, free, probe, config.whitening_um)
     return Preprocessing(**{**vars(base), "taps": taps, "whitening": whitening})
 
@@ -86,12 +88,14 @@ def usable_channels(stretches: list[np.ndarray], bandpass: np.ndarray, recording
     n = recording.n_channels
     bad: dict[int, str] = {}
     finite = np.mean([np.isfinite(s).all(axis=0) for s in stretches], axis=0) if stretches[0].dtype.kind == "f" else np.ones(n)
-    level = np.zeros((len(stretches), n))
-    for i, s in enumerate(stretches):
-        x = torch.from_numpy(np.ascontiguousarray(np.nan_to_num(s.astype(np.float32)).T * recording.gain_uv[:, None].astype(np.float32)))
-        level[i] = mad(fft_filter(x - x.mean(dim=1, keepdim=True), torch.from_numpy(bandpass)).numpy()[:, ::THIN])
+
+    def level(stored: np.ndarray) -> np.ndarray:
+        microvolts = np.nan_to_num(stored.astype(np.float32)).T * recording.gain_uv[:, None].astype(np.float32)
+        x = torch.from_numpy(np.ascontiguousarray(microvolts))
+        return mad(fft_filter(x - x.mean(dim=1, keepdim=True), torch.from_numpy(bandpass)).numpy()[:, ::THIN])
+
     constant = np.all([(s == s[0]).all(axis=0) for s in stretches], axis=0)
-    noise = np.median(level, axis=0)
+    noise = np.median(list(in_order(level, stretches)), axis=0)
     typical = np.median(noise[(noise > 0) & (finite > 0.5)]) if ((noise > 0) & (finite > 0.5)).any() else 0.0
     seen: dict[bytes, int] = {}
     for c in range(n):
@@ -146,14 +150,14 @@ def neighbours(probe: Probe, radius_um: float) -> np.ndarray:
 
 def whitening_taps(bandpass: np.ndarray, banded: list[np.ndarray], free: list[np.ndarray], sd: np.ndarray) -> np.ndarray:
     """The band-pass divided by the noise's amplitude spectrum, an AR(12) model of the spike-free samples of all channels."""
-    total, count = np.zeros(AR_ORDER + 1), np.zeros(AR_ORDER + 1)
-    for x, m in zip(banded, free, strict=True):
-        mask = m.astype(np.float32)
-        z = x / sd[:, None].astype(np.float32) * mask
-        for lag in range(AR_ORDER + 1):
-            length = x.shape[1] - lag
-            total[lag] += np.einsum("nt,nt->", z[:, :length], z[:, lag:])
-            count[lag] += np.einsum("nt,nt->", mask[:, :length], mask[:, lag:])
+
+    def sums(pair: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        mask = pair[1].astype(np.float32)
+        z = pair[0] / sd[:, None].astype(np.float32) * mask
+        t = z.shape[1]
+        return np.array([[np.einsum("nt,nt->", y[:, : t - lag], y[:, lag:]) for lag in range(AR_ORDER + 1)] for y in (z, mask)], float)
+
+    total, count = sum(in_order(sums, list(zip(banded, free, strict=True))))
     covariance = total / count
     covariance[0] *= 1 + 1e-4
     ar = solve_toeplitz(covariance[:-1], covariance[1:])
@@ -224,7 +228,7 @@ class Whitener:
         if p.reference == "median":
             for shank in self.shanks:
                 part = slice(None) if len(self.shanks) == 1 else shank
-                x[part] -= x[part].median(dim=0).values
+                x[part] -= median_of_rows(x[part])
         elif p.reference == "local":
             x -= self.local_reference @ x
         return x
@@ -242,6 +246,11 @@ class Whitener:
             return x
         spread = torch.nn.functional.max_pool1d(wrong.to(torch.float32), 2 * self.reach + 1, stride=1, padding=self.reach)
         return torch.where(spread > 0, torch.zeros_like(x), x)
+
+
+def median_of_rows(x: torch.Tensor) -> torch.Tensor:
+    """(T,) median over the rows of x (N, T)."""
+    return x.median(dim=0).values if x.is_cuda else torch.from_numpy(channel_median(x.cpu().numpy())).to(x.device)
 
 
 def ring(probe: Probe) -> np.ndarray:

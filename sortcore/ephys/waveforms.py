@@ -28,12 +28,13 @@ def mean_waveforms(recording: Recording, preprocessing: Preprocessing, spikes: S
         if not len(times):
             continue
         times = times[np.linspace(0, len(times) - 1, min(len(times), MOST_SPIKES)).astype(int)]
-        total = np.zeros((width + 2 * half, len(p.channels)))
+        total = np.zeros((width + 2 * half, p.n_recorded))
         for t in times:
             s = np.searchsorted(bounds, t, "right") - 1
             window = Chunk(int(t) - before, int(t) + after + 1, int(bounds[s]), int(bounds[s + 1]))
-            total += np.nan_to_num(read_padded(recording, window, half)[:, p.channels].astype(np.float64))
-        mean = ((total / len(times) - p.offset) * p.gain_uv).T
+            stored = read_padded(recording, window, half)
+            total += np.nan_to_num(stored) if stored.dtype.kind == "f" else stored
+        mean = ((total[:, p.channels] / len(times) - p.offset) * p.gain_uv).T
         mean -= mean.mean(axis=1, keepdims=True)
         out[u] = fft_filter(torch.from_numpy(mean.astype(np.float32)), taps).numpy()
     return out
