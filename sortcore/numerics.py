@@ -97,13 +97,17 @@ def correlated_pieces(x: torch.Tensor, kernels: torch.Tensor, out: torch.Tensor 
     n_blocks = -(-max(t - length + 1, 0) // BLOCK)
     if not n_blocks:
         return
-    width = BLOCK + length - 1
-    windows = torch.nn.functional.pad(x, (0, max(0, n_blocks * BLOCK + length - 1 - t))).unfold(1, width, BLOCK).transpose(0, 1)
+    width, whole = BLOCK + length - 1, max(0, t - length + 1) // BLOCK
+    windows = x.unfold(1, width, BLOCK).transpose(0, 1) if whole else x.new_empty((0, n, width))
+    tail = x[:, whole * BLOCK :]
+    rest = torch.nn.functional.pad(tail, (0, width - tail.shape[1]))[None]  # the last block, which reaches beyond the end
     matrix = toeplitz(kernels)
     size = max(1, PIECE // n)
     reused = torch.empty((min(size, n_blocks), n, p, BLOCK), dtype=x.dtype, device=x.device) if out is None else None
     for start in range(0, n_blocks, size):
-        rows = windows[start : start + size]
+        rows = windows[start : min(start + size, whole)]
+        if start + size > whole and whole < n_blocks:
+            rows = torch.cat([rows, rest])
         piece = reused[: len(rows)] if out is None and reused is not None else out[start : start + size]  # type: ignore[index]
         torch.mm(rows.reshape(-1, width), matrix, out=piece.view(-1, p * BLOCK))
         yield start, piece
@@ -111,10 +115,8 @@ def correlated_pieces(x: torch.Tensor, kernels: torch.Tensor, out: torch.Tensor 
 
 def toeplitz(kernels: torch.Tensor) -> torch.Tensor:
     """(BLOCK + L - 1, P BLOCK) matrix whose product with a window of samples is its correlation with kernels (P, L)."""
-    p, length = kernels.shape
-    delay = torch.arange(BLOCK + length - 1, device=kernels.device)[:, None] - torch.arange(BLOCK, device=kernels.device)
-    inside = (delay >= 0) & (delay < length)
-    return torch.where(inside, kernels[:, delay.clamp(0, length - 1)], 0).transpose(0, 1).reshape(-1, p * BLOCK)
+    padded = torch.nn.functional.pad(kernels.flip(1), (BLOCK - 1, BLOCK - 1))
+    return padded.unfold(1, BLOCK, 1).flip(1).transpose(0, 1).reshape(-1, len(kernels) * BLOCK)
 
 
 def unblocked(blocks: torch.Tensor, n_valid: int) -> torch.Tensor:

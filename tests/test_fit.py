@@ -78,7 +78,7 @@ def test_the_spikes_of_what_was_fitted_are_those_planted(planted):
     times = sweep.spikes.samples + np.array(lag)[names[sweep.spikes.units]]
     assert pair(starts, units, times, names[sweep.spikes.units], 3) > 0.99 * len(starts)
     assert len(sweep.spikes) < 1.02 * len(starts)
-    assert sweep.residual.astype(np.float32).std() == pytest.approx(1, abs=0.01), "noise is all that is left"
+    assert float(sweep.residual.float().std()) == pytest.approx(1, abs=0.01), "noise is all that is left"
 
 
 def test_a_unit_given_twice_becomes_one(planted):
@@ -93,6 +93,7 @@ def test_two_units_given_as_one_are_split_or_found_again(planted):
     start = blurred(waves)
 
     def find_new(residual):
+        residual = residual.numpy()
         samples = []
         for c in range(N):
             peaks = np.flatnonzero(np.abs(residual[c]) > 6)
@@ -147,12 +148,12 @@ def test_denoising_leaves_out_channels_of_noise():
     waves = unit_waveforms(1, N, reach=1)
     rng = np.random.default_rng(0)
     noisy = 20 * waves + rng.standard_normal(waves.shape).astype(np.float32) / np.sqrt(100)
-    out, counts = stage.denoised(noisy, np.array([100]), 5, BEFORE)
+    out, counts = stage.denoised(noisy, np.array([100]), 5, BEFORE, 5.0)
     assert len(out) == 1 and counts.tolist() == [100]
     assert ((out != 0).any(axis=2) == (waves != 0).any(axis=2)).all()
     assert ((out - 20 * waves) ** 2).sum() < ((noisy - 20 * waves) ** 2).sum()
     assert np.linalg.matrix_rank(stage.low_rank(noisy[0], 2, 0.01), tol=1e-3) <= 2
-    weak, _ = stage.denoised(noisy / 10, np.array([100]), 5, BEFORE)
+    weak, _ = stage.denoised(noisy / 10, np.array([100]), 5, BEFORE, 5.0)
     assert len(weak) == 0, "norm 2 is below what noise lets be seen"
 
 

@@ -60,8 +60,8 @@ class PreprocessConfig(Checked):
 @dataclass(frozen=True)
 class DetectConfig(Checked):
     false_alarm_hz: float = setting(0.1, "detections per channel and second in pure noise", "Hz", 1e-6, 100.0)
-    radius_um: float = setting(75.0, "an event is one event within this distance", "um", 1.0)
-    dead_time_ms: float = setting(0.4, "and within this time", "ms", 0.05, 5.0)
+    radius_um: float = setting(100.0, "an event is one event within this distance", "um", 1.0)
+    dead_time_ms: float = setting(0.6, "and within this time", "ms", 0.05, 5.0)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from sortcore.workers import in_order
 GATE = 3.0  # a sample is looked at only where one channel alone scores this much
 SIZES_UM = (0.0, 20.0, 45.0)  # spatial profiles: one channel, and Gaussians of these widths
 LOWEST_THRESHOLD = 3.0  # of the detector on simulated noise
-N_PROTOTYPES = 6
+N_PROTOTYPES = 4
 CHUNK_SECONDS = 0.25  # worked on at once: short, so that memory is used again rather than asked for anew
 SEED_SD = 5.0  # single-channel troughs beyond this teach the prototypes
 

@@ -16,7 +16,7 @@ from sortcore.workers import in_order
 
 BASIS_SIZE = 8
 MOST_EVENTS = 3000  # a channel's events beyond this many are thinned evenly
-MOST_AVERAGED = 300  # a mean of so many is as good as the fit needs to start
+MOST_AVERAGED = 150  # a mean of so many is as good as the fit needs to start
 
 
 def initialize(x: np.ndarray, detections: Detections, probe: Probe, before: int, after: int,
@@ -83,6 +83,6 @@ def split(features: np.ndarray, config: InitializeConfig, depth: int = 0) -> lis
 
 def robust_mean(snippets: np.ndarray) -> np.ndarray:
     """(M, D) mean of snippets (S, M, D) without the tenth that lie furthest from the median: collisions are left out."""
-    centre = np.median(snippets[:: max(1, len(snippets) // 200)], axis=0)
+    centre = np.median(snippets[:: 1 + len(snippets) // 30], axis=0)
     distance = ((snippets - centre) ** 2).sum(axis=(1, 2))
     return snippets[distance <= np.quantile(distance, 0.9)].mean(axis=0)

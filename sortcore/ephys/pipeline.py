@@ -167,7 +167,7 @@ def template_window(fs: float, config: SortConfig) -> tuple[int, int]:
 def detect_events(sample: Sample, learned: Preprocessing, config: SortConfig, seed: int, track: Track) -> tuple[Detections, Callable]:
     """Events of the sample, and a function that clusters those of a residual into further waveforms."""
     fs, probe = learned.fs, learned.probe
-    some = sample.x[:, : int(20 * fs)].numpy()
+    some = sample.x[:, : int(10 * fs)].numpy()
     prototypes, trough = detect.learn_prototypes(some, int(0.0006 * fs), int(0.001 * fs), seed)
     bank = detect.make_bank(prototypes, trough, probe, config.detect.radius_um)
     threshold = detect.false_alarm_threshold(bank, config.detect, fs, probe.positions_um, seed)
