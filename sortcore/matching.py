@@ -185,6 +185,21 @@ def refine(score, k, t, interpolator):
     return best, at
 
 
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def highest(row):
+    """The maximum; scores are never NaN, and told so the compiler uses vector instructions."""
+    top = row[0]
+    for i in range(len(row)):
+        top = max(top, row[i])
+    return top
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def take_off(row, overlap, amplitude):
+    for i in range(len(row)):
+        row[i] -= amplitude * overlap[i]
+
+
 @numba.njit(cache=True, nogil=True)
 def gain_of(x, mean, precision, log_odds):
     x, mean, precision = float(x), float(mean), float(precision)
@@ -216,10 +231,7 @@ def pursue(score, first, other, overlaps, interpolator, mean, precision, log_odd
         bar = np.float32(0.8) * threshold[k]
         for start in range(0, n, SCAN):
             stop = min(n, start + SCAN)
-            top = score[k, start]
-            for t in range(start, stop):  # branch-free, so that it is compiled to vector instructions
-                top = max(top, score[k, t])
-            if top > bar:
+            if highest(score[k, start:stop]) > bar:
                 push_peaks(heap, score, k, start, stop, interpolator, mean, precision, log_odds, threshold)
     samples, shifts, units = [0][:0], [0][:0], [0][:0]
     amplitudes, gains = [0.0][:0], [0.0][:0]
@@ -245,11 +257,12 @@ def pursue(score, first, other, overlaps, interpolator, mean, precision, log_odd
         for pair in range(first[k], first[k + 1]):
             j = other[pair]
             low, high = max(0, t - reach), min(n, t + reach + 1)
-            for s in range(low, high):
-                score[j, s] -= np.float32(a) * overlaps[pair, m_now, s - t + reach]
+            take_off(score[j, low:high], overlaps[pair, m_now, low - t + reach : high - t + reach], np.float32(a))
             if j == k:
                 for s in range(max(0, t - dead), min(n, t + dead + 1)):
                     score[k, s] = DEAD
+            if highest(score[j, max(0, low - half) : high + half]) <= np.float32(0.8) * threshold[j]:
+                continue
             push_peaks(heap, score, j, low - half, high + half, interpolator, mean, precision, log_odds, threshold)
     return (np.array(samples, np.int64), np.array(shifts, np.int64), np.array(units, np.int64), np.array(amplitudes, np.float32),
             np.array(gains, np.float32))

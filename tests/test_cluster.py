@@ -62,10 +62,11 @@ def test_a_continuum_of_amplitudes_is_one(n):
     assert counts.count(1) >= 9, counts
 
 
-@pytest.mark.parametrize("n", [100, 600])
-def test_even_amplitudes_over_a_wide_range_are_one(n):
+@pytest.mark.parametrize(("n", "whole"), [(100, 5), (600, 8)])
+def test_even_amplitudes_over_a_wide_range_are_one(n, whole):
+    """Five points a standard deviation leave gaps by chance: that some are cut is the price of finding clusters of nine."""
     counts = continuum(lambda rng, n: rng.uniform(10, 30, n), n)
-    assert counts.count(1) >= 8, counts
+    assert counts.count(1) >= whole and max(counts) <= 2, counts
 
 
 def test_five_clusters():

@@ -35,7 +35,8 @@ DEAD_MS = 0.5
 
 @dataclass(frozen=True)
 class Sweep:
-    """One pass over the sample: spikes (template starts), their cleaned features (S, M, B) on each unit's channels (K, M), what is left of x (N, T)."""
+    """One pass over the sample: spikes (template starts), their cleaned features (S, M, B) on each unit's channels (K, M), and
+    what is left of x (N, T)."""
 
     spikes: Spikes
     features: np.ndarray
@@ -59,14 +60,15 @@ def fit(x: torch.Tensor, waveforms: np.ndarray, counts: np.ndarray, probe: Probe
             break
         priors = first_priors(waveforms, counts, seconds)
         matcher = matching.prepare(unit_norm(waveforms), priors, fs, pursuit.subsamples, pursuit.amplitude_prior)
-        sweep = run_sweep(x, matcher, probe, fs, pursuit)
+        last = i == config.iterations - 1
+        sweep = run_sweep(x, matcher, probe, fs, pursuit, residual=not last)
         rows.append((sweep.log_joint, len(waveforms), len(sweep.spikes)))
-        groups = regroup(sweep, matcher, fs, i == config.iterations - 1, min_spikes)
+        groups = regroup(sweep, matcher, fs, last, min_spikes)
         waveforms, counts = rebuilt(groups, matcher, x.shape[0], config.rank, trough)
         waveforms, counts = sums_removed(waveforms, counts, fs, n)
         n_before = len(matcher.coefficients)
         steps.append(f"round {i + 1}: {n_before} units, {len(sweep.spikes)} spikes, {len(waveforms)} units after splits, merges and drops")
-        if find_new is not None and i < config.iterations - 1:
+        if find_new is not None and not last:
             more, n_more = find_new(sweep.residual)
             if len(more):
                 more, n_more = denoised(more, n_more, config.rank, trough, MIN_NORM)
@@ -188,12 +190,14 @@ def sums_removed(waveforms: np.ndarray, counts: np.ndarray, fs: float, n_samples
     return waveforms[left], counts[left]
 
 
-def run_sweep(x: torch.Tensor, matcher: Matcher, probe: Probe, fs: float, pursuit: PursuitConfig) -> Sweep:
-    """Pursue the whole sample in chunks with margins, and clean each spike's waveform of the others."""
+def run_sweep(x: torch.Tensor, matcher: Matcher, probe: Probe, fs: float, pursuit: PursuitConfig,
+              residual: bool = True) -> Sweep:
+    """Pursue the whole sample in chunks with margins, and clean each spike's waveform of the others; keep the residual if asked."""
     d, n = matcher.n_samples, x.shape[1]
     margin, dead = 4 * d, max(1, int(DEAD_MS * fs / 1000))
     channels = wide_channels(matcher, probe)
-    residual = torch.empty(x.shape, dtype=torch.float16)  # half the memory; noise is 1, so half precision is plenty
+    rest = torch.empty(x.shape if residual else (len(x), 0), dtype=torch.float16)  # noise is 1, so half precision is plenty
+
     def pursue(chunk: Chunk) -> tuple[Spikes, np.ndarray, float]:
         low, high = max(0, chunk.start - margin), min(n, chunk.stop + margin)
         piece = x[:, low:high].to(torch.float32)
@@ -201,7 +205,8 @@ def run_sweep(x: torch.Tensor, matcher: Matcher, probe: Probe, fs: float, pursui
         left = piece.numpy().copy()
         matching.subtract(matcher, left, spikes)
         own = torch.from_numpy(left)[:, chunk.start - low : chunk.stop - low]
-        residual[:, chunk.start : chunk.stop] = own
+        if residual:
+            rest[:, chunk.start : chunk.stop] = own
         mine = spikes.select((spikes.samples + low >= chunk.start) & (spikes.samples + low < chunk.stop))
         features = matching.cleaned_features(matcher, left, mine, channels)
         return replace(mine, samples=mine.samples + low), features, -0.5 * float(torch.linalg.vector_norm(own)) ** 2
@@ -210,7 +215,7 @@ def run_sweep(x: torch.Tensor, matcher: Matcher, probe: Probe, fs: float, pursui
     parts, features, fits = zip(*in_order(pursue, pieces), strict=True)
     spikes = Spikes.concatenate(list(parts))
     log_joint = sum(fits) + float(log_prior(matcher, spikes).sum())
-    return Sweep(spikes, np.concatenate(features), channels, log_joint, residual)
+    return Sweep(spikes, np.concatenate(features), channels, log_joint, rest)
 
 
 def log_prior(matcher: Matcher, spikes: Spikes) -> np.ndarray:

@@ -157,7 +157,7 @@ def whitening_taps(bandpass: np.ndarray, banded: list[np.ndarray], free: list[np
         t = z.shape[1]
         return np.array([[np.einsum("nt,nt->", y[:, : t - lag], y[:, lag:]) for lag in range(AR_ORDER + 1)] for y in (z, mask)], float)
 
-    total, count = sum(in_order(sums, list(zip(banded, free, strict=True))))
+    total, count = np.sum(list(in_order(sums, list(zip(banded, free, strict=True)))), axis=0)
     covariance = total / count
     covariance[0] *= 1 + 1e-4
     ar = solve_toeplitz(covariance[:-1], covariance[1:])
