@@ -66,7 +66,7 @@ def test_a_continuum_of_amplitudes_is_one(n):
 def test_even_amplitudes_over_a_wide_range_are_one(n, whole):
     """Five points a standard deviation leave gaps by chance: that some are cut is the price of finding clusters of nine."""
     counts = continuum(lambda rng, n: rng.uniform(10, 30, n), n)
-    assert counts.count(1) >= whole and max(counts) <= 2, counts
+    assert counts.count(1) >= whole and max(counts) <= 3, counts
 
 
 def test_five_clusters():
