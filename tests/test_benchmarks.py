@@ -15,6 +15,7 @@ pytest.importorskip("psutil", reason='the harness needs the packages of pip inst
 
 from helpers_result import planted as planted_result
 
+from benchmarks import repeat
 from benchmarks.__main__ import main, score_line, write_report
 from benchmarks.causes import diagnose
 from benchmarks.diagnose import main as diagnose_main
@@ -26,7 +27,11 @@ from benchmarks.report import read_lines, table
 from benchmarks.score import score
 from benchmarks.stages import main as stages_main
 from benchmarks.trains import Truth, load_sorted, load_truth, make_trains, save_trains, to_spikeinterface, without
+from sortcore.ephys.pipeline import sort
 from sortcore.export import save_result
+from sortcore.probes import load_probe
+from sortcore.recording import array_recording
+from sortcore.simulate import simulate
 
 FS, SECONDS = 30000.0, 60.0
 N = int(FS * SECONDS)
@@ -362,3 +367,19 @@ def test_module_says_what_it_does():
     said = subprocess.run([sys.executable, "-m", "benchmarks", "--help"], cwd=root, capture_output=True, text=True, check=True).stdout
     assert "RECORDING" in said
     assert "--sorters" in said
+
+
+def test_the_same_cells_sorted_twice_have_the_same_waveforms(tmp_path, capsys):
+    probe = load_probe("neuropixels1").select(np.arange(10))
+    made = simulate(probe, 16.0, 3, snr=(10.0, 20.0), rate_hz=(8.0, 12.0), seed=4)
+    half = len(made.data) // 2
+    for name, data in (("first", made.data[:half]), ("second", made.data[half:])):
+        save_result(sort(array_recording(data, made.fs, made.gain_uv), probe, progress=False), tmp_path / name)
+    repeat.main([str(tmp_path / "first"), str(tmp_path / "second")])
+    assert "3 and 3 units; 3 pairs above 0.9." in capsys.readouterr().out
+    waves = np.random.default_rng(0).standard_normal((2, 3, 20))
+    moved = np.concatenate([np.zeros((2, 3, 4)), waves[:, :, :-4]], axis=2)
+    cosine = repeat.alike(waves, moved, 5)
+    assert np.diag(cosine).min() > 0.8 > 0.5 > np.abs(repeat.alike(waves, moved, 0)).max()
+    with pytest.raises(SystemExit):
+        repeat.main([str(tmp_path / "first"), str(tmp_path / "nothing")])

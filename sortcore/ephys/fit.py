@@ -8,6 +8,7 @@ dropped, and what the residual still holds is clustered into new ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,9 +19,12 @@ from sortcore.cluster import cluster, separation
 from sortcore.ephys.config import FitConfig, PursuitConfig
 from sortcore.matching import Matcher
 from sortcore.numerics import leading, nearest_channels, unit_norm
+from sortcore.progress import Track, silent
 from sortcore.recording import Chunk, chunks
 from sortcore.types import FitLog, Priors, Probe, Spikes
 from sortcore.workers import in_order
+
+FindNew = Callable[[torch.Tensor], tuple[np.ndarray, np.ndarray]]
 
 SPREAD = 0.12  # smallest standard deviation of a unit's amplitudes, as a share of their mean
 MERGE_COSINE = 0.6  # units less alike than this are not tested for being one
@@ -46,7 +50,8 @@ class Sweep:
 
 
 def fit(x: torch.Tensor, waveforms: np.ndarray, counts: np.ndarray, probe: Probe, fs: float, config: FitConfig, pursuit: PursuitConfig,
-        trough: int, min_spikes: int = 10, find_new=None) -> tuple[np.ndarray, Priors, FitLog]:
+        trough: int, min_spikes: int = 10, find_new: FindNew | None = None,
+        track: Track = silent) -> tuple[np.ndarray, Priors, FitLog]:
     """Learn waveforms and priors from x (N, T) whitened, starting at mean waveforms (K, N, D) of `counts` events each.
 
     find_new: function of a residual that returns further mean waveforms and counts
@@ -61,7 +66,7 @@ def fit(x: torch.Tensor, waveforms: np.ndarray, counts: np.ndarray, probe: Probe
         priors = first_priors(waveforms, counts, seconds)
         matcher = matching.prepare(unit_norm(waveforms), priors, fs, pursuit.subsamples, pursuit.amplitude_prior)
         last = i == config.iterations - 1
-        sweep = run_sweep(x, matcher, probe, fs, pursuit, residual=not last)
+        sweep = run_sweep(x, matcher, probe, fs, pursuit, not last, track, f"fit {i + 1} of {config.iterations}")
         rows.append((sweep.log_joint, len(waveforms), len(sweep.spikes)))
         groups = regroup(sweep, matcher, fs, last, min_spikes)
         waveforms, counts = rebuilt(groups, matcher, x.shape[0], config.rank, trough)
@@ -191,7 +196,7 @@ def sums_removed(waveforms: np.ndarray, counts: np.ndarray, fs: float, n_samples
 
 
 def run_sweep(x: torch.Tensor, matcher: Matcher, probe: Probe, fs: float, pursuit: PursuitConfig,
-              residual: bool = True) -> Sweep:
+              residual: bool = True, track: Track = silent, stage: str = "fit") -> Sweep:
     """Pursue the whole sample in chunks with margins, and clean each spike's waveform of the others; keep the residual if asked."""
     d, n = matcher.n_samples, x.shape[1]
     margin, dead = 4 * d, max(1, int(DEAD_MS * fs / 1000))
@@ -212,7 +217,7 @@ def run_sweep(x: torch.Tensor, matcher: Matcher, probe: Probe, fs: float, pursui
         return replace(mine, samples=mine.samples + low), features, -0.5 * float(torch.linalg.vector_norm(own)) ** 2
 
     pieces = list(chunks((n,), max(int(pursuit.chunk_seconds * fs), 20 * d)))
-    parts, features, fits = zip(*in_order(pursue, pieces), strict=True)
+    parts, features, fits = zip(*track(in_order(pursue, pieces), stage, len(pieces)), strict=True)
     spikes = Spikes.concatenate(list(parts))
     log_joint = sum(fits) + float(log_prior(matcher, spikes).sum())
     return Sweep(spikes, np.concatenate(features), channels, log_joint, rest)

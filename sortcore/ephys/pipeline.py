@@ -56,7 +56,7 @@ def sort(recording: Recording | np.ndarray, probe: Probe | None = None, config: 
     first = initialize(sample.x.numpy(), events, learned.probe, before, after, config.initialize)
     clock.lap("initialize")
     waveforms, priors, log = fit(sample.x, *first, learned.probe, recording.fs, config.fit, config.pursuit, before,
-                                 config.initialize.min_spikes, find_new)
+                                 config.initialize.min_spikes, find_new, track)
     clock.lap("fit")
     matcher = matching.prepare(waveforms, priors, recording.fs, config.pursuit.subsamples, config.pursuit.amplitude_prior)
     spikes = pursuit.deconvolve(sample.source(recording, whitener), recording.segment_lengths, matcher, before, recording.fs,
@@ -134,7 +134,7 @@ class Sample:
     def source(self, recording: Recording, whitener: preprocess.Whitener) -> Callable[[Chunk], torch.Tensor]:
         """A function that gives the whitened samples of any chunk, from memory where they are there."""
         if self.whole:
-            return lambda c: self.x[:, c.start : c.stop]
+            return lambda c: self.x[:, c.start : c.stop].to(whitener.device)
         return lambda c: whitener(recording, c)
 
 
@@ -190,7 +190,7 @@ def finish(recording: Recording, learned: Preprocessing, matcher: Matcher, prior
     waveforms = matcher.waveforms()
     slack = int(0.0006 * recording.fs)
     averages = mean_waveforms(recording, learned, spikes, k, before + slack, after + slack)
-    spikes, waveforms, templates_uv = at_trough(spikes, waveforms, averages, before, after, slack)
+    spikes, waveforms, templates_uv = at_trough(spikes, waveforms, averages, before, after, slack, recording.segment_lengths)
     keep = ~curate.duplicates(spikes, (matcher.coefficients != 0).any(axis=2), priors.amp_mean, recording.fs)
     order = np.flatnonzero(keep)
     order = order[np.argsort(depth(templates_uv[order], learned.probe), kind="stable")]
@@ -206,9 +206,12 @@ def finish(recording: Recording, learned: Preprocessing, matcher: Matcher, prior
                          dict(clock.laps), log)
 
 
-def at_trough(spikes: Spikes, waveforms: np.ndarray, averages: np.ndarray, before: int, after: int,
-              slack: int) -> tuple[Spikes, np.ndarray, np.ndarray]:
-    """Move each unit's times to the trough of its mean waveform (K, N, before + after + 1 + 2 slack) in microvolts."""
+def at_trough(spikes: Spikes, waveforms: np.ndarray, averages: np.ndarray, before: int, after: int, slack: int,
+              segment_lengths: tuple[int, ...]) -> tuple[Spikes, np.ndarray, np.ndarray]:
+    """Move each unit's times to the trough of its mean waveform (K, N, before + after + 1 + 2 slack) in microvolts.
+
+    No spike is moved out of its segment.
+    """
     k = len(waveforms)
     shifts = np.zeros(k, np.int64)
     moved, templates = np.zeros_like(waveforms), np.zeros((k, averages.shape[1], before + after + 1), np.float32)
@@ -221,7 +224,9 @@ def at_trough(spikes: Spikes, waveforms: np.ndarray, averages: np.ndarray, befor
             moved[u, :, -shifts[u] :] = 0
         elif shifts[u] < 0:
             moved[u, :, : -shifts[u]] = 0
-    samples = spikes.samples + shifts[spikes.units]
+    edges = np.r_[0, np.cumsum(segment_lengths)]
+    segment = np.searchsorted(edges, spikes.samples, side="right") - 1
+    samples = np.clip(spikes.samples + shifts[spikes.units], edges[segment], edges[segment + 1] - 1)
     spikes = replace(spikes, samples=samples)
     return spikes.select(np.lexsort((spikes.units, samples))), moved, templates
 
