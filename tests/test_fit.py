@@ -178,3 +178,21 @@ def test_the_fit_repeats(planted):
     x, waves, *_ = planted
     one, two = (run(x[:, :60_000], blurred(waves), [40] * K, iterations=2) for _ in range(2))
     assert one[0].tobytes() == two[0].tobytes() and np.array_equal(one[2].log_joint, two[2].log_joint)
+
+
+def test_one_shape_at_two_sizes_is_one_cell_only_where_it_bursts():
+    rng = np.random.default_rng(8)
+    shape = rng.standard_normal((3, 4))
+    shape /= np.linalg.norm(shape)
+
+    def group(samples, size):
+        amplitudes = rng.normal(size, 1.0, len(samples))
+        features = amplitudes[:, None, None] * shape + rng.standard_normal((len(samples), 3, 4))
+        return stage.Group(np.sort(samples), amplitudes.astype(np.float32), features.astype(np.float32), np.arange(3))
+
+    long = int(120 * FS)
+    first = rng.choice(long, 300, replace=False)
+    alone, following = rng.choice(long, 200, replace=False), first[:200] + int(0.005 * FS)
+    assert not stage.one(group(first, 22.0), group(alone, 15.0), 1.0, FS), "two cells"
+    assert stage.one(group(first, 22.0), group(following, 15.0), 1.0, FS), "a cell whose later spikes in a burst are smaller"
+    assert stage.one(group(first, 22.0), group(alone, 21.0), 1.0, FS), "no valley between them"

@@ -33,6 +33,7 @@ COLLISION_MS = 1.0
 SUM_LEFT = 0.25  # share of its energy that a sum of other units leaves unexplained
 SAME_COSINE = 0.93  # first clusters more alike than this are one
 START_NORM = 6.5  # of the first clusters; smaller ones are found in the residual, where larger spikes do not blur them
+SAME_RATIO = 1.2  # and no more different in size
 MIN_NORM = 5.0  # a smaller waveform's spikes are mostly below the threshold that noise allows
 DEAD_MS = 0.5
 
@@ -161,7 +162,7 @@ def same_removed(waveforms: np.ndarray, counts: np.ndarray, fs: float) -> tuple[
         if not left[i]:
             continue
         ratio = norm / norm[i]
-        for j in np.flatnonzero(left & (cosine[i] > SAME_COSINE) & (ratio > 0.7) & (ratio < 1.4)):
+        for j in np.flatnonzero(left & (cosine[i] > SAME_COSINE) & (ratio > 1 / SAME_RATIO) & (ratio < SAME_RATIO)):
             if j == i or abs(lag[i, j]) > waveforms.shape[2] // 3:
                 continue
             total[i] += total[j]
@@ -335,12 +336,12 @@ def shared_features(a: Group, b: Group) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def one(a: Group, b: Group, cosine: float, fs: float) -> bool:
-    """Whether two groups are one cell: the same shape at another amplitude, or no valley between them; and not firing together."""
+    """Whether two groups are one cell: no valley between them, or the same shape smaller within bursts; and not firing together."""
     fa, fb, channels = shared_features(a, b)
     if len(channels) < min(len(a.channels), len(b.channels)) / 2 or independent(a.samples, b.samples, fs):
         return False
     ratio = float(np.linalg.norm(fa.mean(axis=0))) / max(float(np.linalg.norm(fb.mean(axis=0))), 1e-9)
-    if cosine > RAY_COSINE and 0.5 < ratio < 2.0:
+    if cosine > RAY_COSINE and 0.5 < ratio < 2.0 and bursting(a.samples, b.samples, fs):
         return True
     fa, fb = fa[:: max(1, len(fa) // 1000)], fb[:: max(1, len(fb) // 1000)]
     both = np.concatenate([fa, fb]).reshape(len(fa) + len(fb), -1)
@@ -359,6 +360,15 @@ def independent(a: np.ndarray, b: np.ndarray, fs: float, within_ms: float = 1.2,
     broad = (np.searchsorted(b, a + wide, "right") - np.searchsorted(b, a - wide, "left")).sum()
     expected = (broad - close) * near / (wide - near)
     return bool(expected > 4 and close > 0.3 * expected)
+
+
+def bursting(a: np.ndarray, b: np.ndarray, fs: float, within_ms: float = 20.0, around_ms: float = 100.0) -> bool:
+    """Whether two trains fire within a burst's length of each other clearly more often than around it: one cell in bursts does."""
+    b = np.sort(b)
+    close, broad = (int((np.searchsorted(b, a + w, "right") - np.searchsorted(b, a - w, "left")).sum()) for w in
+                    (int(within_ms * fs / 1000), int(around_ms * fs / 1000)))
+    expected = (broad - close) * within_ms / (around_ms - within_ms)
+    return close > 2 * expected + 3
 
 
 def joined(a: Group, b: Group) -> Group:
