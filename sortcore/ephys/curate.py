@@ -11,7 +11,8 @@ from sortcore.types import Preprocessing, Priors, Spikes, Units
 
 TENTHS = 10
 COINCIDENCE_MS = 0.5
-LEFTOVER_SHARE = 0.4
+LEFTOVER_SHARE = 0.4  # of few spikes, which may coincide by chance
+LEFTOVER_OF_MANY = 0.25
 
 
 def measure(spikes: Spikes, templates_uv: np.ndarray, priors: Priors, threshold: np.ndarray, preprocessing: Preprocessing, n_samples: int,
@@ -68,7 +69,7 @@ def centre_of_mass(ptp: np.ndarray, positions_um: np.ndarray) -> np.ndarray:
 def duplicates(spikes: Spikes, used: np.ndarray, snr: np.ndarray, fs: float) -> np.ndarray:
     """(K,) whether a unit is what is left of larger ones on its channels, and no cell of its own.
 
-    Either most of its spikes coincide with those of larger units, or most follow one larger unit at a fixed lag.
+    Either more of its spikes than chance allows coincide with those of larger units, or follow one larger unit at a fixed lag.
     used: (K, N) channels that each unit's waveform touches
     """
     near = int(COINCIDENCE_MS * fs / 1000)
@@ -83,7 +84,8 @@ def duplicates(spikes: Spikes, used: np.ndarray, snr: np.ndarray, fs: float) -> 
         hit = np.searchsorted(others, trains[u] + near, "right") > np.searchsorted(others, trains[u] - near, "left")
         by_chance = 1 - np.exp(-len(others) * (2 * near + 1) / max(spikes.samples[-1] - spikes.samples[0], 1))
         coinciding = (hit.mean() - by_chance) / max(1 - by_chance, 0.1)
-        gone[u] = max([coinciding] + [locked_share(trains[u], trains[v], fs) for v in larger]) > LEFTOVER_SHARE
+        share = min(LEFTOVER_SHARE, LEFTOVER_OF_MANY + 1.5 / np.sqrt(len(trains[u])))
+        gone[u] = max([coinciding] + [locked_share(trains[u], trains[v], fs) for v in larger]) > share
     return gone
 
 
