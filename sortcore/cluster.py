@@ -30,23 +30,55 @@ def cluster(x: np.ndarray, min_size: int) -> np.ndarray:
 
 def parcels(x: np.ndarray) -> np.ndarray:
     """(S,) over-clustering by k-means, started from points far from each other."""
-    n = len(x)
-    k = int(np.clip(n // PARCEL_SIZE, 1, MOST_PARCELS))
-    square = (x * x).sum(axis=1)
-    centres = np.empty((k, x.shape[1]), x.dtype)
-    centres[0] = np.median(x, axis=0)
-    nearest = np.full(n, np.inf)
-    for i in range(1, k):
-        nearest = np.minimum(nearest, ((x - centres[i - 1]) ** 2).sum(axis=1))
+    k = int(np.clip(len(x) // PARCEL_SIZE, 1, MOST_PARCELS))
+    return k_means(np.ascontiguousarray(x, np.float32), far_points(np.ascontiguousarray(x, np.float32), k))
+
+
+@numba.njit(cache=True, nogil=True)
+def far_points(x, k):
+    """(k, P) points of x (S, P), each far from those before it, the first at the median."""
+    n, p = x.shape
+    centres = np.empty((k, p), np.float32)
+    for j in range(p):
+        centres[0, j] = np.median(x[:, j])
+    nearest = np.full(n, np.inf, np.float32)
+    for c in range(1, k):
+        for i in range(n):
+            distance = np.float32(0)
+            for j in range(p):
+                distance += (x[i, j] - centres[c - 1, j]) ** 2
+            nearest[i] = min(nearest[i], distance)
         # the 95th percentile, not the furthest: outliers are no clusters
-        centres[i] = x[np.argsort(nearest, kind="stable")[int(0.95 * (n - 1))]]
+        centres[c] = x[np.argsort(nearest, kind="mergesort")[int(0.95 * (n - 1))]]
+    return centres
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def k_means(x, centres):
+    """(S,) label of each point of x (S, P) after KMEANS_ROUNDS from centres (k, P)."""
+    n, p = x.shape
+    k = len(centres)
+    centres = centres.T.copy()  # centres side by side, so that one point's distances to all are one vector
     labels = np.zeros(n, np.int64)
     for _ in range(KMEANS_ROUNDS):
-        labels = (square[:, None] - 2 * x @ centres.T + (centres * centres).sum(axis=1)).argmin(axis=1)
-        sizes = np.bincount(labels, minlength=k)
-        sums = np.zeros_like(centres, dtype=np.float64)
-        np.add.at(sums, labels, x)
-        centres = np.where(sizes[:, None] > 0, sums / np.maximum(sizes, 1)[:, None], centres).astype(x.dtype)
+        square = (centres * centres).sum(axis=0)
+        sums, sizes = np.zeros((p, k)), np.zeros(k)
+        distance = np.empty(k, np.float32)
+        for i in range(n):
+            distance[:] = square
+            for j in range(p):
+                weight = -2 * x[i, j]
+                for c in range(k):
+                    distance[c] += weight * centres[j, c]
+            nearest = distance.argmin()
+            labels[i] = nearest
+            sizes[nearest] += 1
+            for j in range(p):
+                sums[j, nearest] += x[i, j]
+        for c in range(k):
+            if sizes[c]:
+                for j in range(p):
+                    centres[j, c] = sums[j, c] / sizes[c]
     return labels
 
 

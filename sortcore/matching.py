@@ -5,10 +5,9 @@ N(mu, s^2) on its amplitude, p = 1 / s^2,
 
     a = (x + p mu) / (1 + p),    gain = (x + p mu)^2 / (2 (1 + p)) - p mu^2 / 2 + log odds.
 
-Scores come from one projection of the data on a temporal basis that all templates share. Taking a spike changes only the
-scores of templates that share a channel with it, through a table of template cross-correlations, so two spikes that share
-no channel or are a template apart never wait for each other, there is no cap on their number, and cost grows with the
-channels that units touch. `reference.pursuit_reference` is the slow, obvious form.
+Scores come from `spectra`. Taking a spike changes only the scores of templates that share a channel with it, through a table
+of template cross-correlations, so two spikes that share no channel or are a template apart never wait for each other, there
+is no cap on their number, and cost grows with the channels that units touch. `reference.pursuit_reference` is the slow, obvious form.
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ import numba
 import numpy as np
 import torch
 
-from sortcore.numerics import correlated_pieces, shift, subsample_shifts, unit_norm
+from sortcore.numerics import shift, subsample_shifts, unit_norm
+from sortcore.spectra import Spectra, correlation, make_spectra
 from sortcore.types import Priors, Spikes
 
 BASIS_LOSS = 0.003  # share of the templates' energy that the shared temporal basis may lose
@@ -60,10 +60,8 @@ class Matcher:
         return self.basis.shape[1]
 
     @cached_property
-    def groups(self) -> list[tuple[np.ndarray, torch.Tensor, int, int]]:
-        """Units near each other, their coefficients (units, channels B), and the range of channels these are of."""
-        return [(units, torch.from_numpy(self.coefficients[units, low:high].reshape(len(units), -1)), low, high)
-                for units, low, high in windows(self.coefficients)]
+    def spectra(self) -> Spectra:
+        return make_spectra(self.waveforms())
 
     def waveforms(self) -> np.ndarray:
         """(K, N, D) the unit-norm templates that are matched."""
@@ -132,25 +130,7 @@ def sinc_interpolator(shifts: np.ndarray) -> np.ndarray:
 
 def scores(matcher: Matcher, x: torch.Tensor) -> torch.Tensor:
     """(K, T - D + 1) <x[:, t : t + D], W_k> for x (N, T)."""
-    valid = max(0, x.shape[1] - matcher.n_samples + 1)
-    groups = [(torch.from_numpy(units).to(x.device), weights.to(x.device), low, high) for units, weights, low, high in matcher.groups]
-    out = torch.empty((len(matcher.coefficients), valid), dtype=x.dtype, device=x.device)
-    for first, blocks in correlated_pieces(x, torch.from_numpy(matcher.basis).to(x.device)):
-        n, _, b, size = blocks.shape
-        start, stop = first * size, min(valid, (first + n) * size)
-        for units, weights, low, high in groups:
-            each = torch.matmul(weights, blocks[:, low:high].reshape(n, (high - low) * b, size))  # (n, units, BLOCK)
-            out[units, start:stop] = each.transpose(0, 1).reshape(len(units), -1)[:, : stop - start]
-    return out
-
-
-def windows(coefficients: np.ndarray, size: int = 32) -> list[tuple[np.ndarray, int, int]]:
-    """Units in groups of `size` that lie near each other, and the range of channels that each group touches."""
-    used = (coefficients != 0).any(axis=2)
-    low, high = used.argmax(axis=1), used.shape[1] - used[:, ::-1].argmax(axis=1)
-    order = np.argsort(low + high, kind="stable")
-    groups = [order[i : i + size] for i in range(0, len(order), size)]
-    return [(g, int(low[g].min()), int(high[g].max())) for g in groups]
+    return correlation(matcher.spectra, x)
 
 
 def match(matcher: Matcher, score: np.ndarray, dead: int) -> Spikes:

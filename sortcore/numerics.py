@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from scipy.fft import next_fast_len
@@ -11,6 +9,7 @@ from scipy.fft import next_fast_len
 from sortcore.errors import ConfigError
 from sortcore.types import Probe
 
+STRETCH = 7  # times the filter's length: longer leaves the cache, shorter overlaps more
 MAD_TO_SD = 1.4826  # standard deviation of a Gaussian over its median absolute deviation
 
 
@@ -28,12 +27,21 @@ def pick_device(name: str) -> torch.device:
 
 
 def fft_filter(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
-    """Correlate every row of x (N, T + L - 1) with symmetric taps (L,), keeping the T valid samples."""
+    """Correlate every row of x (N, T + L - 1) with symmetric taps (L,), keeping the T valid samples.
+
+    Overlap-save in stretches that stay in a core's cache.
+    """
     valid = x.shape[-1] - len(taps) + 1
-    n = next_fast_len(x.shape[-1], real=True)
-    spectrum = torch.fft.rfft(x, n)
-    spectrum *= torch.fft.rfft(taps, n)
-    return torch.fft.irfft(spectrum, n)[..., len(taps) - 1 : len(taps) - 1 + valid]
+    size = next_fast_len(min(x.shape[-1], STRETCH * len(taps)), real=True)
+    hop = size - len(taps) + 1
+    response = torch.fft.rfft(taps, size)
+    out = torch.empty((*x.shape[:-1], valid), dtype=x.dtype, device=x.device)
+    for start in range(0, valid, hop):
+        spectrum = torch.fft.rfft(x[..., start : start + size], size)
+        spectrum *= response
+        kept = out[..., start : start + hop]
+        kept.copy_(torch.fft.irfft(spectrum, size)[..., len(taps) - 1 : len(taps) - 1 + kept.shape[-1]])
+    return out
 
 
 def shift(waveforms: np.ndarray, samples: float | np.ndarray) -> np.ndarray:
@@ -77,40 +85,20 @@ def correlate(x: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
     """Cross-correlation of every row of x (N, T) with every kernel (P, L), in blocks of samples: (n_blocks, N, P, BLOCK).
 
     out[j, n, p, i] = sum_d kernels[p, d] x[n, BLOCK j + i + d], zeros beyond the end. `unblocked` gives the plain
-    (P, N, T - L + 1).
-    """
-    n_blocks = -(-max(x.shape[1] - kernels.shape[1] + 1, 0) // BLOCK)
-    out = torch.empty((n_blocks, x.shape[0], kernels.shape[0], BLOCK), dtype=x.dtype, device=x.device)
-    for _ in correlated_pieces(x, kernels, out):
-        pass
-    return out
-
-
-def correlated_pieces(x: torch.Tensor, kernels: torch.Tensor, out: torch.Tensor | None = None) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield `correlate`'s output a few blocks at a time: (first block, (n, N, P, BLOCK)).
-
-    Without `out` every piece is written over the one before. Each is one product with a block-Toeplitz matrix: more
-    arithmetic than conv1d does, but at the speed of a large matrix product, and its layout is the one that scores are made
-    from without another copy.
+    (P, N, T - L + 1). Each piece is one product with a block-Toeplitz matrix: more arithmetic than conv1d does, but at the
+    speed of a large matrix product.
     """
     (n, t), (p, length) = x.shape, kernels.shape
-    n_blocks = -(-max(t - length + 1, 0) // BLOCK)
-    if not n_blocks:
-        return
-    width, whole = BLOCK + length - 1, max(0, t - length + 1) // BLOCK
-    windows = x.unfold(1, width, BLOCK).transpose(0, 1) if whole else x.new_empty((0, n, width))
-    tail = x[:, whole * BLOCK :]
-    rest = torch.nn.functional.pad(tail, (0, width - tail.shape[1]))[None]  # the last block, which reaches beyond the end
-    matrix = toeplitz(kernels)
-    size = max(1, PIECE // n)
-    reused = torch.empty((min(size, n_blocks), n, p, BLOCK), dtype=x.dtype, device=x.device) if out is None else None
-    for start in range(0, n_blocks, size):
-        rows = windows[start : min(start + size, whole)]
-        if start + size > whole and whole < n_blocks:
-            rows = torch.cat([rows, rest])
-        piece = reused[: len(rows)] if out is None and reused is not None else out[start : start + size]  # type: ignore[index]
-        torch.mm(rows.reshape(-1, width), matrix, out=piece.view(-1, p * BLOCK))
-        yield start, piece
+    n_blocks, width = -(-max(t - length + 1, 0) // BLOCK), BLOCK + length - 1
+    out = torch.empty((n_blocks, n, p, BLOCK), dtype=x.dtype, device=x.device)
+    matrix, most = toeplitz(kernels), max(1, PIECE // max(1, n))
+    for start in range(0, n_blocks, most):
+        piece = out[start : start + most]
+        wanted = (len(piece) - 1) * BLOCK + width
+        stretch = x[:, start * BLOCK : start * BLOCK + wanted]
+        stretch = torch.nn.functional.pad(stretch, (0, wanted - stretch.shape[1]))
+        torch.mm(stretch.unfold(1, width, BLOCK).transpose(0, 1).reshape(-1, width), matrix, out=piece.view(-1, p * BLOCK))
+    return out
 
 
 def toeplitz(kernels: torch.Tensor) -> torch.Tensor:

@@ -53,7 +53,7 @@ class PreprocessConfig(Checked):
     reference: str = setting("auto", "common reference taken off each sample: median of the shank, median of a ring (local), none; auto takes the median from 32 channels a shank on", choices=("auto", "median", "local", "none"))
     whitening_um: float = setting(100.0, "contacts within this distance are whitened together", "um", 0.0)
     whiten_time: bool = setting(True, "whiten in time as well as in space")
-    artifact_sd: float = setting(300.0, "a whitened sample beyond this is an artefact and masked on its channel; so is one that spans most of a shank", "sd", 10.0)
+    artifact_sd: float = setting(300.0, "a whitened sample beyond this is an artefact and masked on its channel; so is one that spans most of a shank", "sd", 10.0, 30000.0)
     noise_seconds: float = setting(8.0, "length of the samples from which the noise is learned", "s", 0.5)
 
 

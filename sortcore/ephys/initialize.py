@@ -6,10 +6,12 @@ few principal components. Whitened noise keeps sigma = 1 in every such component
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 
 from sortcore.cluster import cluster
 from sortcore.ephys.config import InitializeConfig
+from sortcore.medians import channel_median
 from sortcore.numerics import leading, nearest_channels
 from sortcore.types import Detections, Probe
 from sortcore.workers import in_order
@@ -50,8 +52,18 @@ def initialize(x: np.ndarray, detections: Detections, probe: Probe, before: int,
 
 def take(x: np.ndarray, samples: np.ndarray, channels: np.ndarray, before: int, after: int) -> np.ndarray:
     """(S, M, D) float32 snippets of x (N, T) around samples (S,) on channels (M,)."""
-    window = samples[:, None, None] + np.arange(-before, after + 1)
-    return x[channels[None, :, None], window].astype(np.float32)
+    bits = f"u{x.itemsize}"  # numba knows no half precision
+    out = np.empty((len(samples), len(channels), before + after + 1), bits)
+    gather(x.view(bits), samples - before, channels, out)
+    return out.view(x.dtype).astype(np.float32, copy=False)
+
+
+@numba.njit(cache=True, nogil=True)
+def gather(x, starts, channels, out):
+    for i in range(len(starts)):
+        for m in range(len(channels)):
+            for s in range(out.shape[2]):
+                out[i, m, s] = x[channels[m], starts[i] + s]
 
 
 def temporal_basis(x: np.ndarray, samples: np.ndarray, channels: np.ndarray, before: int, after: int, most: int = 4000) -> np.ndarray:
@@ -83,6 +95,7 @@ def split(features: np.ndarray, config: InitializeConfig, depth: int = 0) -> lis
 
 def robust_mean(snippets: np.ndarray) -> np.ndarray:
     """(M, D) mean of snippets (S, M, D) without the tenth that lie furthest from the median: collisions are left out."""
-    centre = np.median(snippets[:: 1 + len(snippets) // 30], axis=0)
+    some = snippets[:: 1 + len(snippets) // 30]
+    centre = channel_median(some.reshape(len(some), -1)).reshape(snippets.shape[1:])
     distance = ((snippets - centre) ** 2).sum(axis=(1, 2))
     return snippets[distance <= np.quantile(distance, 0.9)].mean(axis=0)

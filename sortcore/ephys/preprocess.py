@@ -236,12 +236,18 @@ class Whitener:
     def masked(self, x: torch.Tensor) -> torch.Tensor:
         """x (N, T) whitened, with artefacts set to zero: a channel far beyond any spike, or most of a shank at once."""
         size = x.abs()
-        wrong = size > self.artifact
+        wrong = size.amax(dim=1, keepdim=True) > self.artifact
+        if bool(wrong.any()):
+            wrong = size > self.artifact
         for shank in self.shanks:
-            if len(shank) >= SHANK_WIDE_FROM:
-                together = (size[shank] > SHANK_WIDE_SD).to(torch.float32).mean(dim=0) > 0.5
-                if bool(together.any()):
-                    wrong[shank] |= together
+            if len(shank) < SHANK_WIDE_FROM:
+                continue
+            own = size if len(self.shanks) == 1 else size[shank]
+            at = torch.nonzero(own.mean(dim=0) > SHANK_WIDE_SD / 2)[:, 0]  # the only samples where it can be most of them
+            at = at[(own[:, at] > SHANK_WIDE_SD).to(torch.float32).mean(dim=0) > 0.5]
+            if len(at):
+                wrong = wrong.expand_as(x).clone()
+                wrong[shank[:, None], at] = True
         if not bool(wrong.any()):
             return x
         spread = torch.nn.functional.max_pool1d(wrong.to(torch.float32), 2 * self.reach + 1, stride=1, padding=self.reach)
