@@ -37,6 +37,7 @@ UNIT_COLUMNS = {  # field of Units: (header of units.tsv, decimals)
     "snr": ("snr (noise sd)", 2), "contamination": ("contamination (share)", 4),
     "contamination_upper": ("contamination_upper (share, 95 %)", 4), "missed": ("missed (share)", 4),
     "refractory_violations": ("refractory_violations", None), "presence": ("presence (share)", 2),
+    "evidence": ("evidence (log joint)", 1),
 }
 
 README = """A sorting by sortcore. K units, S spikes, N used channels, D samples of a template, R rank.

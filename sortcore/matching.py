@@ -67,6 +67,12 @@ class Matcher:
         """(K, N, D) the unit-norm templates that are matched."""
         return self.coefficients @ self.basis
 
+    def parameters(self) -> np.ndarray:
+        """(K,) free parameters of each template: those of a matrix of its rank, channels times temporal components."""
+        channels = (self.coefficients != 0).any(axis=2).sum(axis=1)
+        rank = np.array([np.linalg.matrix_rank(c, tol=1e-3) for c in self.coefficients], int).reshape(-1)
+        return rank * (channels + len(self.basis) - rank)
+
 
 def prepare(waveforms: np.ndarray, priors: Priors, fs: float, subsamples: int = 8, amplitude_prior: bool = True) -> Matcher:
     """Make unit-norm waveforms (K, N, D) ready for matching."""

@@ -131,4 +131,5 @@ def cluster_columns(result: SortingResult) -> dict[str, Sequence[object]]:
         "snr": rounded(units.snr, 2),
         "missed": rounded(units.missed, 3),
         "presence": rounded(units.presence, 2),
+        "evidence": rounded(units.evidence, 1),
     }

@@ -212,6 +212,7 @@ class Units:
     missed: estimated share of spikes below threshold, from the amplitude prior
     refractory_violations: intervals below the refractory period
     presence: share of the recording's tenths in which the unit fires
+    evidence: what its spikes add to the log joint, less what its waveform's parameters cost (Bayesian information criterion)
     """
 
     label: np.ndarray
@@ -226,6 +227,7 @@ class Units:
     missed: np.ndarray
     refractory_violations: np.ndarray
     presence: np.ndarray
+    evidence: np.ndarray
 
     def __len__(self) -> int:
         return len(self.label)

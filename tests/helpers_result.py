@@ -135,4 +135,5 @@ def describe_units(spikes: Spikes, model: Model, lengths: tuple[int, ...], fs: f
     return Units(label, counts, counts / duration, model.preprocessing.channels[channel], weight @ model.preprocessing.probe.positions_um,
                  peak_to_peak.max(axis=1) if n_units else np.zeros(0), model.priors.amp_mean, np.clip(violations / expected, 0, 1),
                  np.clip((violations + 3) / expected, 0, 1), np.full(n_units, 0.02), violations,
-                 np.array([(t > 0).mean() for t in tenths], dtype=np.float64))
+                 np.array([(t > 0).mean() for t in tenths], dtype=np.float64),
+                 np.bincount(spikes.units, weights=spikes.scores, minlength=n_units))

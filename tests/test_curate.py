@@ -69,14 +69,14 @@ def noise():
                          np.full(3, np.inf))
 
 
-def table(noise, trains, amp_mean=None, threshold=5.0, amp_std=1.5):
+def table(noise, trains, amp_mean=None, threshold=5.0, amp_std=1.5, parameters=0):
     k = len(trains)
     waves = np.zeros((k, 3, 10), np.float32)
     waves[np.arange(k), np.arange(k) % 3, 4] = -100
     waves[np.arange(k), np.arange(k) % 3, 7] = 30
     mean = np.full(k, 15.0) if amp_mean is None else np.asarray(amp_mean, float)
     priors = Priors(mean, np.full(k, amp_std), np.full(k, 10.0))
-    return curate.measure(spikes_of(trains), waves, priors, np.full(k, threshold), noise, T, CurateConfig())
+    return curate.measure(spikes_of(trains), waves, priors, np.full(k, threshold), np.full(k, parameters), noise, T, CurateConfig())
 
 
 def test_the_table_of_units(noise):
@@ -110,16 +110,32 @@ def test_missed_spikes_are_those_below_the_threshold(noise):
 
 def test_labels():
     config = CurateConfig()
-    count, snr = np.array([100] * 4 + [5]), np.array([10, 10, 10, 5.0, 10])
-    share, missed = np.array([0, 0.3, 0, 0.3, 0]), np.array([0, 0, 0.4, 0, 0])
-    assert curate.labels(count, snr, share, missed, config).tolist() == ["good", "mua", "mua", "noise", "noise"]
+    count, snr = np.array([100] * 4 + [5, 100]), np.array([10, 10, 10, 5.0, 10, 10])
+    share, missed, evidence = np.array([0, 0.3, 0, 0.3, 0, 0]), np.array([0, 0, 0.4, 0, 0, 0]), np.array([1, 1, 1, 1, 1, -1.0])
+    assert curate.labels(count, snr, share, missed, evidence, config).tolist() == ["good", "mua", "mua", "noise", "noise", "noise"]
     loose = replace(config, max_contamination=0.5, max_missed=0.5, min_snr=0.0, min_spikes=0)
-    assert set(curate.labels(count, snr, share, missed, loose)) == {"good"}
+    assert set(curate.labels(count, snr, share, missed, np.abs(evidence), loose)) == {"good"}
+
+
+def test_evidence_is_the_gain_less_what_the_parameters_cost(noise):
+    trains = [poisson(s, rate, 0.003) for s, rate in enumerate((2, 20))]
+    units = table(noise, trains, parameters=40)
+    cost = 0.5 * 40 * np.log(T)
+    np.testing.assert_allclose(units.evidence, [len(t) - cost for t in trains])
+    assert units.label.tolist() == ["noise", "good"], "too few spikes to pay for a waveform"
+
+
+def test_one_violation_among_few_spikes_condemns_no_unit(noise):
+    few = np.sort(np.r_[np.arange(1, 150) * (T // 150), T // 2 + T // 300 + 30])
+    few[np.searchsorted(few, T // 2)] = few[np.searchsorted(few, T // 2) - 1] + 30
+    units = table(noise, [np.unique(few)])
+    assert units.refractory_violations[0] == 1 and units.contamination[0] > 0.2
+    assert units.label.tolist() == ["good"]
 
 
 def test_an_empty_table(noise):
     none = Priors(*(np.zeros(0),) * 3)
-    units = curate.measure(Spikes.empty(), np.zeros((0, 3, 10), np.float32), none, np.zeros(0), noise, T, CurateConfig())
+    units = curate.measure(Spikes.empty(), np.zeros((0, 3, 10), np.float32), none, np.zeros(0), np.zeros(0), noise, T, CurateConfig())
     assert len(units) == 0 and units.position_um.shape == (0, 2)
 
 
@@ -137,6 +153,15 @@ def test_what_follows_a_larger_unit_at_a_fixed_lag_goes():
     cell = poisson(0, 10, 0.01)
     echo = cell[::2] + 70 + np.random.default_rng(2).integers(-2, 3, len(cell[::2]))
     assert duplicates([cell, echo], [20, 10]) == [False, True]
+
+
+def test_what_is_left_after_a_much_larger_unit_goes():
+    """Later than a template's misfit would be, and at no fixed lag."""
+    cell, rng = poisson(0, 10, 0.01), np.random.default_rng(3)
+    own = poisson(4, 10)
+    left = np.unique(np.r_[own, cell[::2] + rng.integers(25, 55, len(cell[::2]))])
+    assert duplicates([cell, left], [40, 8]) == [False, True]
+    assert duplicates([cell, left], [12, 8]) == [False, False], "a unit hardly larger leaves nothing of that size"
 
 
 def test_cells_of_their_own_stay():

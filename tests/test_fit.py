@@ -174,6 +174,37 @@ def test_independent_trains_are_told_from_one_cell():
     assert not stage.independent(cell[mine], cell[~mine], FS)
 
 
+def test_trains_that_keep_out_of_each_others_refractory_period_are_one_cell():
+    rng = np.random.default_rng(0)
+    cell = np.cumsum(90 + rng.integers(0, 2000, 5000))  # refractory for 3 ms
+    mine = rng.random(5000) < 0.3
+    assert stage.refractory(cell[mine], cell[~mine], FS)
+    a, b = (np.sort(rng.integers(0, 3_000_000, 3000)) for _ in range(2))
+    assert not stage.refractory(a, b, FS), "two cells"
+    assert not stage.refractory(a[:30], b[:30], FS), "too few spikes to say so"
+
+
+def test_a_unit_centred_on_another_of_its_extrema_is_not_a_second_unit():
+    t = np.arange(D)
+    first, second = (np.exp(-0.5 * ((t - c) / 3.0) ** 2) for c in (D // 2 - 4, D // 2 + 4))
+    shape = np.zeros((2, 4, D), np.float32)
+    shape[0, 1:3] = first - second
+    shape[1] = np.roll(shape[0], 8, axis=1)  # the same, centred on its other extremum
+    matcher = matching.prepare(unit_norm(shape), stage.first_priors(10 * shape, np.array([90, 50]), 10.0), FS, 1)
+
+    def group(waveform, n, seed):
+        rng = np.random.default_rng(seed)
+        features = (waveform @ matcher.basis.T)[None] + 0.1 * rng.standard_normal((n, 4, len(matcher.basis)))
+        return stage.Group(np.sort(rng.integers(0, 300_000, n)), np.full(n, 10, np.float32), features.astype(np.float32), np.arange(4))
+
+    large, small = group(10 * shape[0], 90, 0), group(10 * shape[1], 50, 1)
+    assert stage.realigned([small, large], matcher, FS) == [large]
+    faint = group(3 * shape[1], 50, 2)
+    assert stage.realigned([large, faint], matcher, FS) == [large, faint], "of another size"
+    twin = group(10 * shape[0], 50, 3)
+    assert stage.realigned([large, twin], matcher, FS) == [large, twin], "at no lag: whether they are one is asked elsewhere"
+
+
 def test_the_fit_repeats(planted):
     x, waves, *_ = planted
     one, two = (run(x[:, :60_000], blurred(waves), [40] * K, iterations=2) for _ in range(2))

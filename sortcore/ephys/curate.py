@@ -10,16 +10,17 @@ from sortcore.ephys.config import CurateConfig
 from sortcore.types import Preprocessing, Priors, Spikes, Units
 
 TENTHS = 10
-COINCIDENCE_MS = 0.5
+COINCIDENCE = ((0.5, 1.2), (1.0, 2.5), (2.0, 2.5))  # within so many ms of a unit so many times larger
 LEFTOVER_SHARE = 0.4  # of few spikes, which may coincide by chance
-LEFTOVER_OF_MANY = 0.25
+LEFTOVER_OF_MANY = 0.18
 
 
-def measure(spikes: Spikes, templates_uv: np.ndarray, priors: Priors, threshold: np.ndarray, preprocessing: Preprocessing, n_samples: int,
-            config: CurateConfig) -> Units:
+def measure(spikes: Spikes, templates_uv: np.ndarray, priors: Priors, threshold: np.ndarray, parameters: np.ndarray,
+            preprocessing: Preprocessing, n_samples: int, config: CurateConfig) -> Units:
     """One row a unit: size, place, contamination, missed spikes and the label that follows from them.
 
-    templates_uv: (K, N, D) mean waveforms; threshold: (K,) smallest score that counts as a spike
+    templates_uv: (K, N, D) mean waveforms; threshold: (K,) smallest score that counts as a spike; parameters: (K,) free
+    parameters of each waveform
     """
     fs, k = preprocessing.fs, len(templates_uv)
     counts = np.bincount(spikes.units, minlength=k)
@@ -31,23 +32,30 @@ def measure(spikes: Spikes, templates_uv: np.ndarray, priors: Priors, threshold:
         presence[u] = len(np.unique(times * TENTHS // max(n_samples, 1))) / TENTHS
     contamination = rate_of_strangers(violations, counts, refractory, n_samples)
     upper = rate_of_strangers(chi2.ppf(0.95, 2 * (violations + 1)) / 2, counts, refractory, n_samples)
+    lower = rate_of_strangers(np.where(violations > 0, chi2.ppf(0.05, 2 * np.maximum(violations, 1)) / 2, 0), counts, refractory, n_samples)
     ptp = np.ptp(templates_uv, axis=2) if k else np.zeros((0, len(preprocessing.channels)))
     best = ptp.argmax(axis=1) if k else np.zeros(0, np.int64)
     missed = ndtr((threshold - priors.amp_mean) / np.sqrt(priors.amp_std**2 + 1))
     snr = priors.amp_mean
-    label = labels(counts, snr, contamination, missed, config)
+    evidence = np.bincount(spikes.units, weights=spikes.scores, minlength=k) - 0.5 * parameters * np.log(max(n_samples, 2))
+    label = labels(counts, snr, lower, missed, evidence, config)
     return Units(
         label=label, n_spikes=counts, firing_rate_hz=counts * fs / max(n_samples, 1), channel=preprocessing.channels[best],
         position_um=centre_of_mass(ptp, preprocessing.probe.positions_um), amplitude_uv=ptp[np.arange(k), best], snr=snr,
         contamination=contamination, contamination_upper=upper, missed=missed, refractory_violations=violations, presence=presence,
+        evidence=evidence,
     )
 
 
-def labels(counts: np.ndarray, snr: np.ndarray, contamination: np.ndarray, missed: np.ndarray, config: CurateConfig) -> np.ndarray:
-    """(K,) "noise" where the waveform hardly stands out or no spike is left, "mua" where strangers or losses are many, else "good"."""
+def labels(counts: np.ndarray, snr: np.ndarray, contamination: np.ndarray, missed: np.ndarray, evidence: np.ndarray,
+           config: CurateConfig) -> np.ndarray:
+    """(K,) "noise" where the data hardly support the unit, "mua" where strangers or losses are many, else "good".
+
+    contamination: the least that the refractory violations allow, so that one of them in a few spikes condemns no unit
+    """
     label = np.full(len(counts), "good", dtype="<U5")
     label[(contamination > config.max_contamination) | (missed > config.max_missed)] = "mua"
-    label[(snr < config.min_snr) | (counts < config.min_spikes)] = "noise"
+    label[(snr < config.min_snr) | (counts < config.min_spikes) | (evidence < 0)] = "noise"
     return label
 
 
@@ -69,24 +77,32 @@ def centre_of_mass(ptp: np.ndarray, positions_um: np.ndarray) -> np.ndarray:
 def duplicates(spikes: Spikes, used: np.ndarray, snr: np.ndarray, fs: float) -> np.ndarray:
     """(K,) whether a unit is what is left of larger ones on its channels, and no cell of its own.
 
-    Either more of its spikes than chance allows coincide with those of larger units, or follow one larger unit at a fixed lag.
+    Either more of its spikes than chance allows fall close to those of larger units, or follow one of them at a fixed lag.
     used: (K, N) channels that each unit's waveform touches
     """
-    near = int(COINCIDENCE_MS * fs / 1000)
     trains = [spikes.samples[spikes.units == u] for u in range(len(snr))]
     touching = used.astype(np.float32) @ used.T.astype(np.float32) > 0
+    duration = max(int(spikes.samples[-1] - spikes.samples[0]), 1) if len(spikes) else 1
     gone = np.zeros(len(snr), bool)
     for u in np.argsort(snr, kind="stable"):
-        larger = np.flatnonzero(touching[u] & ~gone & (snr > 1.2 * snr[u]))
-        if not len(larger) or not len(trains[u]):
+        if not len(trains[u]):
             continue
-        others = np.sort(np.concatenate([trains[v] for v in larger]))
-        hit = np.searchsorted(others, trains[u] + near, "right") > np.searchsorted(others, trains[u] - near, "left")
-        by_chance = 1 - np.exp(-len(others) * (2 * near + 1) / max(spikes.samples[-1] - spikes.samples[0], 1))
-        coinciding = (hit.mean() - by_chance) / max(1 - by_chance, 0.1)
-        share = min(LEFTOVER_SHARE, LEFTOVER_OF_MANY + 1.5 / np.sqrt(len(trains[u])))
-        gone[u] = max([coinciding] + [locked_share(trains[u], trains[v], fs) for v in larger]) > share
+        near = touching[u] & ~gone
+        shares = [0.0]
+        for within_ms, times_larger in COINCIDENCE:
+            larger = [trains[v] for v in np.flatnonzero(near & (snr > times_larger * snr[u]))]
+            if larger:
+                shares.append(coinciding(trains[u], np.sort(np.concatenate(larger)), int(within_ms * fs / 1000), duration))
+        shares += [locked_share(trains[u], trains[v], fs) for v in np.flatnonzero(near & (snr > COINCIDENCE[0][1] * snr[u]))]
+        gone[u] = max(shares) > min(LEFTOVER_SHARE, LEFTOVER_OF_MANY + 1.5 / np.sqrt(len(trains[u])))
     return gone
+
+
+def coinciding(train: np.ndarray, others: np.ndarray, near: int, duration: int) -> float:
+    """Share of a train's spikes within `near` samples of others, beyond what chance makes of the rest."""
+    hit = np.searchsorted(others, train + near, "right") > np.searchsorted(others, train - near, "left")
+    by_chance = 1 - np.exp(-len(others) * (2 * near + 1) / duration)
+    return float((hit.mean() - by_chance) / max(1 - by_chance, 0.1))
 
 
 def locked_share(train: np.ndarray, other: np.ndarray, fs: float, reach_ms: float = 5.0, bin_ms: float = 0.3) -> float:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy.stats import poisson
 
 from sortcore import matching
 from sortcore.cluster import cluster, separation
@@ -29,6 +30,7 @@ FindNew = Callable[[torch.Tensor], tuple[np.ndarray, np.ndarray]]
 SPREAD = 0.12  # smallest standard deviation of a unit's amplitudes, as a share of their mean
 MERGE_COSINE = 0.6  # units less alike than this are not tested for being one
 RAY_COSINE = 0.96  # units more alike than this differ in amplitude alone
+OFF_CENTRE_MS = 0.1
 COLLISION_MS = 1.0
 SUM_LEFT = 0.25  # share of its energy that a sum of other units leaves unexplained
 SAME_COSINE = 0.93  # first clusters more alike than this are one
@@ -274,7 +276,27 @@ def regroup(sweep: Sweep, matcher: Matcher, fs: float, last: bool, min_spikes: i
         return [group] if last else [group.part(p) for p in split(group, min_spikes)]
 
     groups = [g for found in in_order(parts, range(len(matcher.coefficients))) for g in found]
-    return merged(groups, matcher.coefficients.shape[1], fs)
+    groups = merged(groups, matcher.coefficients.shape[1], fs)
+    return groups if last else realigned(groups, matcher, fs)
+
+
+def realigned(groups: list[Group], matcher: Matcher, fs: float) -> list[Group]:
+    """Groups without those that are a larger one centred on another of its extrema: alike, but only at a lag.
+
+    The larger finds the spikes of both when the data are next pursued; if they are two after all, the residual says so.
+    """
+    if len(groups) < 2:
+        return groups
+    n_channels, counts = matcher.coefficients.shape[1], np.array([len(g.samples) for g in groups])
+    waveforms = np.array([full_mean(g, n_channels) for g in groups]) @ matcher.basis
+    priors = first_priors(waveforms, counts, 1.0)
+    cosine, lag = similarity(matching.prepare(unit_norm(waveforms), priors, fs, 1))
+    norm, left = priors.amp_mean, np.ones(len(groups), bool)
+    off_centre = (abs(lag) > OFF_CENTRE_MS * fs / 1000) & (abs(lag) < matcher.n_samples // 3) & (cosine > MERGE_COSINE)
+    for i in np.argsort(-counts, kind="stable"):
+        if left[i]:
+            left &= ~(off_centre[i] & (counts < counts[i]) & (norm > norm[i] / 2) & (norm < norm[i] * 2))
+    return [g for g, stays in zip(groups, left, strict=True) if stays]
 
 
 def split(group: Group, min_spikes: int) -> list[np.ndarray]:
@@ -349,7 +371,8 @@ def one(a: Group, b: Group, cosine: float, fs: float) -> bool:
     if len(channels) < min(len(a.channels), len(b.channels)) / 2 or independent(a.samples, b.samples, fs):
         return False
     ratio = float(np.linalg.norm(fa.mean(axis=0))) / max(float(np.linalg.norm(fb.mean(axis=0))), 1e-9)
-    if cosine > RAY_COSINE and 0.5 < ratio < 2.0 and bursting(a.samples, b.samples, fs):
+    bursts = cosine > RAY_COSINE and bursting(a.samples, b.samples, fs)
+    if 0.5 < ratio < 2.0 and (bursts or refractory(a.samples, b.samples, fs)):
         return True
     fa, fb = fa[:: max(1, len(fa) // 1000)], fb[:: max(1, len(fb) // 1000)]
     both = np.concatenate([fa, fb]).reshape(len(fa) + len(fb), -1)
@@ -368,6 +391,17 @@ def independent(a: np.ndarray, b: np.ndarray, fs: float, within_ms: float = 1.2,
     broad = (np.searchsorted(b, a + wide, "right") - np.searchsorted(b, a - wide, "left")).sum()
     expected = (broad - close) * near / (wide - near)
     return bool(expected > 4 and close > 0.3 * expected)
+
+
+def refractory(a: np.ndarray, b: np.ndarray, fs: float, from_ms: float = 0.5, to_ms: float = 1.5, around_ms: float = 50.0) -> bool:
+    """Whether two trains keep out of each other's refractory period, which two cells would not: fewer than a fifth of the
+    coincidences expected, and clearly fewer than by chance (p < .01).
+    The first half millisecond is left out, where collisions hide spikes."""
+    b = np.sort(b)
+    zero, close, broad = (int((np.searchsorted(b, a + w, "right") - np.searchsorted(b, a - w, "left")).sum()) for w in
+                          (int(ms * fs / 1000) for ms in (from_ms, to_ms, around_ms)))
+    expected = (broad - close) * (to_ms - from_ms) / (around_ms - to_ms)
+    return close - zero <= 0.2 * expected and bool(poisson.cdf(close - zero, max(expected, 0.0)) < 0.01)
 
 
 def bursting(a: np.ndarray, b: np.ndarray, fs: float, within_ms: float = 20.0, around_ms: float = 100.0) -> bool:

@@ -28,6 +28,7 @@ from sortcore.types import Detections, FitLog, Model, Preprocessing, Priors, Pro
 from sortcore.version import __version__
 from sortcore.workers import in_order
 
+PEAK_OVER_TROUGH = 1.3
 MOST_VALUES = 700_000_000  # of whitened sample held in memory at once: 1.4 GB, and as much for its residual
 
 
@@ -197,7 +198,8 @@ def finish(recording: Recording, learned: Preprocessing, matcher: Matcher, prior
     spikes = renumbered(spikes, order, k)
     priors = Priors(*(getattr(priors, f)[order] for f in ("amp_mean", "amp_std", "rate_hz")))
     waveforms, templates_uv = waveforms[order], templates_uv[order]
-    units = curate.measure(spikes, templates_uv, priors, matcher.threshold[order], learned, n_samples, config.curate)
+    units = curate.measure(spikes, templates_uv, priors, matcher.threshold[order], matcher.parameters()[order], learned, n_samples,
+                           config.curate)
     scale = np.abs(templates_uv[:, :, before]).max(axis=1, initial=0) / np.maximum(priors.amp_mean, 1e-9)
     footprints, profiles = low_rank(waveforms, config.fit.rank)
     model = Model(learned, Templates(footprints, profiles, before), priors, scale.astype(np.float32), templates_uv)
@@ -217,7 +219,9 @@ def at_trough(spikes: Spikes, waveforms: np.ndarray, averages: np.ndarray, befor
     moved, templates = np.zeros_like(waveforms), np.zeros((k, averages.shape[1], before + after + 1), np.float32)
     for u in range(k):
         best = np.ptp(averages[u], axis=1).argmax()
-        shifts[u] = np.abs(averages[u, best, before : before + 2 * slack + 1]).argmax() - slack
+        around = averages[u, best, before : before + 2 * slack + 1]
+        # spikes are negative as a rule: a peak counts only where it clearly outdoes the trough
+        shifts[u] = (around.argmax() if around.max() > PEAK_OVER_TROUGH * -around.min() else around.argmin()) - slack
         templates[u] = averages[u, :, slack + shifts[u] : slack + shifts[u] + before + after + 1]
         moved[u] = np.roll(waveforms[u], -shifts[u], axis=1)
         if shifts[u] > 0:

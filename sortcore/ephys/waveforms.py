@@ -8,6 +8,7 @@ import torch
 from sortcore.numerics import fft_filter
 from sortcore.recording import Chunk, Recording, read_padded
 from sortcore.types import Preprocessing, Spikes
+from sortcore.workers import in_order
 
 MOST_SPIKES = 150
 
@@ -19,16 +20,15 @@ def mean_waveforms(recording: Recording, preprocessing: Preprocessing, spikes: S
     """
     p = preprocessing
     half = len(p.bandpass_taps) // 2
-    width = before + after + 1
-    out = np.zeros((n_units, len(p.channels), width), np.float32)
     bounds = np.r_[0, np.cumsum(recording.segment_lengths)]
     taps = torch.from_numpy(p.bandpass_taps)
-    for u in range(n_units):
+
+    def mean_of(u: int) -> np.ndarray:
         times = spikes.samples[spikes.units == u]
         if not len(times):
-            continue
+            return np.zeros((len(p.channels), before + after + 1), np.float32)
         times = times[np.linspace(0, len(times) - 1, min(len(times), MOST_SPIKES)).astype(int)]
-        total = np.zeros((width + 2 * half, p.n_recorded))
+        total = np.zeros((before + after + 1 + 2 * half, p.n_recorded))
         for t in times:
             s = np.searchsorted(bounds, t, "right") - 1
             window = Chunk(int(t) - before, int(t) + after + 1, int(bounds[s]), int(bounds[s + 1]))
@@ -36,5 +36,9 @@ def mean_waveforms(recording: Recording, preprocessing: Preprocessing, spikes: S
             total += np.nan_to_num(stored) if stored.dtype.kind == "f" else stored
         mean = ((total[:, p.channels] / len(times) - p.offset) * p.gain_uv).T
         mean -= mean.mean(axis=1, keepdims=True)
-        out[u] = fft_filter(torch.from_numpy(mean.astype(np.float32)), taps).numpy()
+        return fft_filter(torch.from_numpy(mean.astype(np.float32)), taps).numpy()
+
+    out = np.zeros((n_units, len(p.channels), before + after + 1), np.float32)
+    for u, mean in enumerate(in_order(mean_of, range(n_units))):
+        out[u] = mean
     return out
