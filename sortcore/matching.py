@@ -13,6 +13,7 @@ is no cap on their number, and cost grows with the channels that units touch. `r
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,6 +24,7 @@ import torch
 from sortcore.numerics import shift, subsample_shifts, unit_norm
 from sortcore.spectra import Spectra, correlation, make_spectra
 from sortcore.types import Priors, Spikes
+from sortcore.workers import in_order
 
 BASIS_LOSS = 0.003  # share of the templates' energy that the shared temporal basis may lose
 MOST_BASIS = 8
@@ -119,10 +121,13 @@ def overlap_table(coefficients: np.ndarray, basis: np.ndarray, shifts: np.ndarra
     rows = moved[:, :, d + lags[:, None] + np.arange(d)]  # (M, B, lags, D): shifted basis seen from a template `lag` later
     products = np.einsum("mild,jd->ijml", rows, basis).reshape(b * b, -1).astype(np.float32)
     out = np.empty((len(other), len(shifts), 2 * d - 1), np.float32)
-    for k in range(len(coefficients)):
-        near = other[first[k] : first[k + 1]]
-        spatial = np.einsum("nb,jnc->jbc", coefficients[k], coefficients[near]).reshape(len(near), b * b)
-        out[first[k] : first[k + 1]] = (spatial @ products).reshape(len(near), len(shifts), -1)
+
+    def with_neighbours(k: int) -> None:
+        near, own = other[first[k] : first[k + 1]], np.flatnonzero((coefficients[k] != 0).any(axis=1))
+        spatial = np.einsum("nb,jnc->jbc", coefficients[k, own], coefficients[np.ix_(near, own)], optimize=True).reshape(len(near), b * b)
+        np.matmul(spatial, products, out=out[first[k] : first[k + 1]].reshape(len(near), -1))
+
+    deque(in_order(with_neighbours, range(len(coefficients))), maxlen=0)
     return out
 
 

@@ -81,16 +81,20 @@ BLOCK = 48  # samples of an output block: a larger one multiplies more zeros, a 
 PIECE = 4096  # blocks times channels worked on at once: few enough to stay in a core's cache
 
 
-def correlate(x: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
+def correlate(x: torch.Tensor, kernels: torch.Tensor, space: torch.Tensor | None = None) -> torch.Tensor:
     """Cross-correlation of every row of x (N, T) with every kernel (P, L), in blocks of samples: (n_blocks, N, P, BLOCK).
 
     out[j, n, p, i] = sum_d kernels[p, d] x[n, BLOCK j + i + d], zeros beyond the end. `unblocked` gives the plain
     (P, N, T - L + 1). Each piece is one product with a block-Toeplitz matrix: more arithmetic than conv1d does, but at the
-    speed of a large matrix product.
+    speed of a large matrix product. space: memory to work in, where it is large enough; the system takes long to give new.
     """
     (n, t), (p, length) = x.shape, kernels.shape
     n_blocks, width = -(-max(t - length + 1, 0) // BLOCK), BLOCK + length - 1
-    out = torch.empty((n_blocks, n, p, BLOCK), dtype=x.dtype, device=x.device)
+    shape = (n_blocks, n, p, BLOCK)
+    if space is None or space.numel() < n_blocks * n * p * BLOCK:
+        out = torch.empty(shape, dtype=x.dtype, device=x.device)
+    else:
+        out = space[: n_blocks * n * p * BLOCK].view(shape)
     matrix, most = toeplitz(kernels), max(1, PIECE // max(1, n))
     for start in range(0, n_blocks, most):
         piece = out[start : start + most]

@@ -8,13 +8,14 @@ correlating every channel with a temporal basis, and the templates need no basis
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 TOGETHER = 32  # units in a matrix product: the more, the wider the range of channels that they touch
-WINDOWS = 2048  # windows times channels worked on at once: few enough to stay in a core's cache, enough for a fast product
+WINDOWS, FEWEST = 2048, 24  # windows times channels worked on at once, to stay in a core's cache; and windows, for a fast product
 
 
 @dataclass(frozen=True)
@@ -55,21 +56,19 @@ def correlation(templates: Spectra, x: torch.Tensor) -> torch.Tensor:
     valid = max(0, x.shape[1] - templates.n_samples + 1)
     out = torch.empty((templates.n_units, valid), dtype=x.dtype, device=x.device)
     parts = [(first, low, high, product.to(x)) for first, low, high, product in templates.parts]
-    for start, n, own in pieces(valid, hop, max(1, WINDOWS // max(1, len(x)))):
+    n_windows = -(-valid // hop)
+    n_pieces = -(-n_windows // max(FEWEST, WINDOWS // max(1, len(x))))
+    for first_window, last_window in itertools.pairwise(round(i * n_windows / max(1, n_pieces)) for i in range(n_pieces + 1)):
+        n, start = last_window - first_window, first_window * hop
         piece = x[:, start : start + (n - 1) * hop + size]
         piece = torch.nn.functional.pad(piece, (0, (n - 1) * hop + size - piece.shape[1]))
         windows = torch.fft.rfft(piece.unfold(1, size, hop).transpose(0, 1))  # (n, N, F)
         rows = torch.view_as_real(windows.reshape(-1, f).T.contiguous()).view(f, n, -1)  # (F, n, 2 N)
+        whole = min(n, (valid - start) // hop)  # all but perhaps the very last
         for first, low, high, product in parts:
             spectrum = torch.bmm(rows[:, :, 2 * low : 2 * high], product).view(f, -1, 2)
             found = torch.fft.irfft(torch.view_as_complex(spectrum).T.contiguous(), size).view(n, -1, size)  # (n, units, size)
-            place = out[first : first + found.shape[1], start : start + n * own]
-            place.unflatten(1, (n, own)).copy_(found[:, :, :own].transpose(0, 1))
+            place = out[first : first + found.shape[1], start : start + n * hop]
+            place[:, : whole * hop].unflatten(1, (whole, hop)).copy_(found[:whole, :, :hop].transpose(0, 1))
+            place[:, whole * hop :] = found[-1, :, : place.shape[1] - whole * hop]
     return out
-
-
-def pieces(valid: int, hop: int, most: int) -> list[tuple[int, int, int]]:
-    """(first sample, windows, samples of each that are kept): whole windows a few at a time, then what is left."""
-    whole = valid // hop
-    out = [(i * hop, min(most, whole - i), hop) for i in range(0, whole, most)]
-    return out + ([(whole * hop, 1, valid - whole * hop)] if valid > whole * hop else [])

@@ -13,6 +13,9 @@ from typing import Any
 from sortcore.errors import ConfigError
 
 
+FULL_CHUNK_CHANNELS = 100  # memory of more channels' chunks would be given back and asked for anew each time
+
+
 def setting(default: Any, help: str, unit: str = "", low: float | None = None, high: float | None = None, choices: tuple = ()) -> Any:
     """A dataclass field that knows what it means and what it may be."""
     return field(default=default, metadata={"help": help, "unit": unit, "low": low, "high": high, "choices": choices})
@@ -84,7 +87,11 @@ class FitConfig(Checked):
 class PursuitConfig(Checked):
     subsamples: int = setting(8, "sub-sample shifts a spike may take", "", 1, 32)
     amplitude_prior: bool = setting(True, "judge a spike by its unit's mean amplitude and spread as well")
-    chunk_seconds: float = setting(1.0, "recording worked on at once", "s", 0.05, 60.0)
+    chunk_seconds: float = setting(1.0, "recording worked on at once; less of it where there are more than 100 channels", "s", 0.05, 60.0)
+
+    def chunk_samples(self, fs: float, n_channels: int) -> int:
+        """Samples worked on at once."""
+        return max(1, int(self.chunk_seconds * fs * min(1.0, FULL_CHUNK_CHANNELS / n_channels)))
 
 
 @dataclass(frozen=True)

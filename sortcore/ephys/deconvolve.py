@@ -29,7 +29,7 @@ def deconvolve(whitened: Callable[[Chunk], torch.Tensor], segment_lengths: tuple
                config: PursuitConfig, track: Track = silent, stage: str = "deconvolve") -> Spikes:
     """Spikes of a whole recording; `whitened` gives the (N, T) whitened samples of any chunk."""
     d = matcher.n_samples
-    size = max(int(config.chunk_seconds * fs), 20 * d)
+    size = max(config.chunk_samples(fs, matcher.coefficients.shape[1]), 20 * d)
     pieces = list(chunks(segment_lengths, size))
     dead = max(1, int(DEAD_MS * fs / 1000))
     found = in_order(lambda c: chunk_spikes(whitened, c, matcher, trough, dead), pieces)

@@ -8,6 +8,7 @@ The threshold is the score that pure noise exceeds at the stated rate, measured 
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numba
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from sortcore.ephys.config import DetectConfig
-from sortcore.numerics import correlate, unit_norm
+from sortcore.numerics import BLOCK, correlate, unit_norm
 from sortcore.progress import Track, silent
 from sortcore.recording import Chunk, chunks
 from sortcore.types import Detections, Probe
@@ -98,12 +99,13 @@ def seed_waveforms(x: np.ndarray, before: int, after: int, most: int = 20000) ->
     return x[channel[:, None], sample[:, None] + np.arange(-before, after + 1)].astype(np.float32)
 
 
-def detect(x: torch.Tensor, bank: Bank, threshold: float, config: DetectConfig, fs: float, positions_um: np.ndarray) -> Detections:
+def detect(x: torch.Tensor, bank: Bank, threshold: float, config: DetectConfig, fs: float, positions_um: np.ndarray,
+           space: torch.Tensor | None = None) -> Detections:
     """Local maxima in space and time of the bank's score over x (N, T) whitened.
 
-    Events whose template would reach past the ends are left to the neighbouring chunk.
+    Events whose template would reach past the ends are left to the neighbouring chunk. space: memory to work in.
     """
-    blocks = correlate(x, torch.from_numpy(bank.prototypes)).numpy()  # (n_blocks, N, P, BLOCK)
+    blocks = correlate(x, torch.from_numpy(bank.prototypes), space).numpy()  # (n_blocks, N, P, BLOCK)
     n_valid = max(0, x.shape[1] - bank.prototypes.shape[1] + 1)
     channel, sample, score = candidates(blocks, n_valid, bank.near, bank.profiles, np.float32(min(GATE, threshold)), np.float32(threshold))
     order = np.lexsort((channel, sample))
@@ -118,10 +120,13 @@ def detect_all(x: torch.Tensor, bank: Bank, threshold: float, config: DetectConf
     length, size = bank.prototypes.shape[1], int(CHUNK_SECONDS * fs)
     margin = 4 * length  # farther than chains of events within each other's dead time reach
     pieces = list(chunks((max(x.shape[1] - length + 1, 0),), size))
+    own_memory = threading.local()
 
     def look(c: Chunk) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         low, high = max(c.first, c.start - margin), min(c.last, c.stop + margin)
-        d = detect(x[:, low : high + length - 1].to(torch.float32), bank, threshold, config, fs, positions_um)
+        if not hasattr(own_memory, "space"):
+            own_memory.space = torch.empty(len(x) * len(bank.prototypes) * (size + 2 * margin + BLOCK))
+        d = detect(x[:, low : high + length - 1].to(torch.float32), bank, threshold, config, fs, positions_um, own_memory.space)
         scored = d.samples + low - bank.trough
         own = (scored >= c.start) & (scored < c.stop)
         return d.samples[own] + low, d.channels[own], d.scores[own]

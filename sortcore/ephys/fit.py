@@ -227,7 +227,7 @@ def run_sweep(x: torch.Tensor, matcher: Matcher, probe: Probe, fs: float, pursui
         features = matching.cleaned_features(matcher, left, mine, channels)
         return replace(mine, samples=mine.samples + low), features, -0.5 * float(torch.linalg.vector_norm(own)) ** 2
 
-    pieces = list(chunks((n,), max(int(pursuit.chunk_seconds * fs), 20 * d)))
+    pieces = list(chunks((n,), max(pursuit.chunk_samples(fs, len(x)), 20 * d)))
     parts, features, fits = zip(*track(in_order(pursue, pieces), stage, len(pieces)), strict=True)
     spikes = Spikes.concatenate(list(parts))
     log_joint = sum(fits) + float(log_prior(matcher, spikes).sum())

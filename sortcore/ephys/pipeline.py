@@ -28,6 +28,7 @@ from sortcore.types import Detections, FitLog, Model, Preprocessing, Priors, Pro
 from sortcore.version import __version__
 from sortcore.workers import in_order
 
+STRETCH_SECONDS = 5.0  # of the sample, without a break
 PEAK_OVER_TROUGH = 1.3
 MOST_VALUES = 700_000_000  # of whitened sample held in memory at once: 1.4 GB, and as much for its residual
 
@@ -141,12 +142,12 @@ class Sample:
 
 def take_sample(recording: Recording, whitener: preprocess.Whitener, config: SortConfig, track: Track) -> Sample:
     """Whiten stretches spread evenly over the recording, as many as are asked for and fit in memory."""
-    size = int(config.pursuit.chunk_seconds * recording.fs)
-    pieces = list(chunks(recording.segment_lengths, size))
     n = len(whitener.preprocessing.channels)
+    size = config.pursuit.chunk_samples(recording.fs, n)
+    pieces = list(chunks(recording.segment_lengths, size))
     wanted = int(min(config.fit.sample_seconds * recording.fs, MOST_VALUES / n) // size)
     if len(pieces) > max(1, wanted):
-        block = 5  # stretches of several chunks, so that few templates are cut at their ends
+        block = max(1, int(STRETCH_SECONDS * recording.fs / size))  # so that few templates are cut at their ends
         starts = np.linspace(0, len(pieces) - block, max(1, wanted // block)).astype(int)
         chosen = [pieces[i] for i in np.unique((starts[:, None] + np.arange(block)).ravel())]
     else:
