@@ -9,6 +9,7 @@ from sortcore import matching
 from sortcore.ephys import fit as stage
 from sortcore.ephys.config import FitConfig, InitializeConfig, PursuitConfig
 from sortcore.ephys.initialize import initialize
+from sortcore.groups import Group
 from sortcore.numerics import unit_norm
 from sortcore.types import Detections
 
@@ -165,25 +166,6 @@ def test_moved_by_and_centred():
     assert stage.centred(w, 8)[1, 8] == -3
 
 
-def test_independent_trains_are_told_from_one_cell():
-    rng = np.random.default_rng(0)
-    a, b = (np.sort(rng.integers(0, 3_000_000, 3000)) for _ in range(2))
-    assert stage.independent(a, b, FS)
-    cell = np.cumsum(90 + rng.integers(0, 2000, 5000))  # refractory for 3 ms
-    mine = rng.random(5000) < 0.5
-    assert not stage.independent(cell[mine], cell[~mine], FS)
-
-
-def test_trains_that_keep_out_of_each_others_refractory_period_are_one_cell():
-    rng = np.random.default_rng(0)
-    cell = np.cumsum(90 + rng.integers(0, 2000, 5000))  # refractory for 3 ms
-    mine = rng.random(5000) < 0.3
-    assert stage.refractory(cell[mine], cell[~mine], FS)
-    a, b = (np.sort(rng.integers(0, 3_000_000, 3000)) for _ in range(2))
-    assert not stage.refractory(a, b, FS), "two cells"
-    assert not stage.refractory(a[:30], b[:30], FS), "too few spikes to say so"
-
-
 def test_a_unit_centred_on_another_of_its_extrema_is_not_a_second_unit():
     t = np.arange(D)
     first, second = (np.exp(-0.5 * ((t - c) / 3.0) ** 2) for c in (D // 2 - 4, D // 2 + 4))
@@ -195,7 +177,7 @@ def test_a_unit_centred_on_another_of_its_extrema_is_not_a_second_unit():
     def group(waveform, n, seed):
         rng = np.random.default_rng(seed)
         features = (waveform @ matcher.basis.T)[None] + 0.1 * rng.standard_normal((n, 4, len(matcher.basis)))
-        return stage.Group(np.sort(rng.integers(0, 300_000, n)), np.full(n, 10, np.float32), features.astype(np.float32), np.arange(4))
+        return Group(np.sort(rng.integers(0, 300_000, n)), np.full(n, 10, np.float32), features.astype(np.float32), np.arange(4))
 
     large, small = group(10 * shape[0], 90, 0), group(10 * shape[1], 50, 1)
     assert stage.realigned([small, large], matcher, FS) == [large]
@@ -209,21 +191,3 @@ def test_the_fit_repeats(planted):
     x, waves, *_ = planted
     one, two = (run(x[:, :60_000], blurred(waves), [40] * K, iterations=2) for _ in range(2))
     assert one[0].tobytes() == two[0].tobytes() and np.array_equal(one[2].log_joint, two[2].log_joint)
-
-
-def test_one_shape_at_two_sizes_is_one_cell_only_where_it_bursts():
-    rng = np.random.default_rng(8)
-    shape = rng.standard_normal((3, 4))
-    shape /= np.linalg.norm(shape)
-
-    def group(samples, size):
-        amplitudes = rng.normal(size, 1.0, len(samples))
-        features = amplitudes[:, None, None] * shape + rng.standard_normal((len(samples), 3, 4))
-        return stage.Group(np.sort(samples), amplitudes.astype(np.float32), features.astype(np.float32), np.arange(3))
-
-    long = int(120 * FS)
-    first = rng.choice(long, 300, replace=False)
-    alone, following = rng.choice(long, 200, replace=False), first[:200] + int(0.005 * FS)
-    assert not stage.one(group(first, 22.0), group(alone, 15.0), 1.0, FS), "two cells"
-    assert stage.one(group(first, 22.0), group(following, 15.0), 1.0, FS), "a cell whose later spikes in a burst are smaller"
-    assert stage.one(group(first, 22.0), group(alone, 21.0), 1.0, FS), "no valley between them"

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Lowest first. A module of the engine that is not named here must be a stage.
 LAYERS = (
     {"errors", "types", "version"},
-    {"recording", "progress", "workers", "numerics", "medians", "probes", "cluster", "spectra", "matching", "ephys.config"},
+    {"recording", "progress", "workers", "numerics", "medians", "probes", "cluster", "groups", "spectra", "matching", "ephys.config"},
     {"model", "reference", "cells", "simulate", "metrics"},
     {"<stage>"},
     {"ephys.pipeline"},

@@ -12,7 +12,6 @@ from typing import Any
 
 from sortcore.errors import ConfigError
 
-
 FULL_CHUNK_CHANNELS = 100  # memory of more channels' chunks would be given back and asked for anew each time
 
 

@@ -1,0 +1,159 @@
+"""Groups of spikes, and whether they are of one cell.
+
+A cell's cleaned waveforms have no valley between them. What clustering alone cannot tell, trains can: one cell never fires
+twice within its refractory period, fires smaller spikes in bursts, and does not fire together with itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import poisson
+
+from sortcore.cluster import cluster, separation
+from sortcore.numerics import leading
+
+MERGE_COSINE = 0.6  # units less alike than this are not tested for being one
+RAY_COSINE = 0.96  # units more alike than this differ in amplitude alone
+
+
+@dataclass(frozen=True)
+class Group:
+    """Spikes of one unit after regrouping: samples (S,), amplitudes (S,), features (S, M, B) on channels (M,)."""
+
+    samples: np.ndarray
+    amplitudes: np.ndarray
+    features: np.ndarray
+    channels: np.ndarray
+
+    def part(self, index: np.ndarray) -> Group:
+        return Group(self.samples[index], self.amplitudes[index], self.features[index], self.channels)
+
+
+def split(group: Group, min_spikes: int) -> list[np.ndarray]:
+    """Members of each cluster of one unit's cleaned waveforms, after the share that amplitude alone explains is taken off."""
+    flat = shape_only(group.features)
+    labels = cluster(principal(flat), min_spikes)
+    found = [np.flatnonzero(labels == k) for k in range(labels.max() + 1)]
+    return found or [np.arange(len(flat))]
+
+
+def shape_only(features: np.ndarray) -> np.ndarray:
+    """(S, M B) features without their component along the mean: what is left when a unit's amplitude is free."""
+    flat = features.reshape(len(features), -1)
+    mean = flat.mean(axis=0)
+    axis = mean / max(np.linalg.norm(mean), 1e-9)
+    return flat - (flat @ axis)[:, None] * axis
+
+
+def principal(flat: np.ndarray, n: int = 6, most: int = 2000) -> np.ndarray:
+    """(S, n) scores on the leading principal components."""
+    centred = flat - flat.mean(axis=0)
+    thin = centred[np.linspace(0, len(centred) - 1, min(len(centred), most)).astype(int)]
+    return centred @ leading(thin, n)
+
+
+def merged(groups: list[Group], n_channels: int, fs: float) -> list[Group]:
+    """Join groups that are one cell, the most alike first."""
+    groups = list(groups)
+    apart: set[tuple[int, int]] = set()  # pairs found to be two, by identity of the groups
+    merged_away: list[Group] = []
+    while len(groups) > 1:
+        flat = np.array([full_mean(g, n_channels) for g in groups]).reshape(len(groups), -1)
+        norm = np.linalg.norm(flat, axis=1)
+        cosine = flat @ flat.T / np.maximum(norm[:, None] * norm[None], 1e-9)
+        pairs = [(cosine[i, j], i, j) for i in range(len(groups)) for j in range(i) if cosine[i, j] > MERGE_COSINE]
+        touched: set[int] = set()
+        gone: set[int] = set()
+        for c, i, j in sorted(pairs, reverse=True):
+            pair = (id(groups[i]), id(groups[j]))
+            if i in touched or j in touched or pair in apart:
+                continue
+            if not one(groups[i], groups[j], float(c), fs):
+                apart.add(pair)
+                continue
+            merged_away += [groups[i], groups[j]]  # kept alive, so that no new group takes their identity
+            groups[i] = joined(groups[i], groups[j])
+            gone.add(j)
+            touched |= {i, j}
+        if not gone:
+            break
+        groups = [g for i, g in enumerate(groups) if i not in gone]
+    return groups
+
+
+def full_mean(group: Group, n_channels: int) -> np.ndarray:
+    out = np.zeros((n_channels, group.features.shape[2]), np.float32)
+    out[group.channels] = group.features.mean(axis=0)
+    return out
+
+
+def shared_features(a: Group, b: Group) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features of both on the channels both were looked at."""
+    channels = np.intersect1d(a.channels, b.channels)
+    ia = np.array([np.flatnonzero(a.channels == c)[0] for c in channels], int)
+    ib = np.array([np.flatnonzero(b.channels == c)[0] for c in channels], int)
+    return a.features[:, ia], b.features[:, ib], channels
+
+
+def one(a: Group, b: Group, cosine: float, fs: float) -> bool:
+    """Whether two groups are one cell: no valley between them, or the same shape smaller within bursts; and not firing together."""
+    fa, fb, channels = shared_features(a, b)
+    if len(channels) < min(len(a.channels), len(b.channels)) / 2 or independent(a.samples, b.samples, fs):
+        return False
+    ratio = float(np.linalg.norm(fa.mean(axis=0))) / max(float(np.linalg.norm(fb.mean(axis=0))), 1e-9)
+    bursts = cosine > RAY_COSINE and bursting(a.samples, b.samples, fs)
+    if 0.5 < ratio < 2.0 and (bursts or refractory(a.samples, b.samples, fs)):
+        return True
+    fa, fb = fa[:: max(1, len(fa) // 1000)], fb[:: max(1, len(fb) // 1000)]
+    both = np.concatenate([fa, fb]).reshape(len(fa) + len(fb), -1)
+    difference = (fb.mean(axis=0) - fa.mean(axis=0)).ravel()
+    axis = difference / max(np.linalg.norm(difference), 1e-9)
+    along = both @ axis
+    space = np.column_stack([along, principal(both - along[:, None] * axis, 5)])
+    return separation(space[: len(fa)], space[len(fa) :]) < 1.0
+
+
+def joined(a: Group, b: Group) -> Group:
+    fa, fb, channels = shared_features(a, b)
+    samples, amplitudes = np.concatenate([a.samples, b.samples]), np.concatenate([a.amplitudes, b.amplitudes])
+    order = np.argsort(samples, kind="stable")
+    return Group(samples[order], amplitudes[order], np.concatenate([fa, fb])[order], channels)
+
+
+def independent(a: np.ndarray, b: np.ndarray, fs: float, within_ms: float = 1.2, around_ms: float = 50.0) -> bool:
+    """Whether two trains fire within the refractory time of each other about as often as around it: then they are two cells."""
+    a, b = np.sort(a), np.sort(b)
+    near, wide = int(within_ms * fs / 1000), int(around_ms * fs / 1000)
+    close = (np.searchsorted(b, a + near, "right") - np.searchsorted(b, a - near, "left")).sum()
+    broad = (np.searchsorted(b, a + wide, "right") - np.searchsorted(b, a - wide, "left")).sum()
+    expected = (broad - close) * near / (wide - near)
+    return bool(expected > 4 and close > 0.3 * expected)
+
+
+def refractory(a: np.ndarray, b: np.ndarray, fs: float, from_ms: float = 0.5, to_ms: float = 1.5, around_ms: float = 50.0) -> bool:
+    """Whether two trains keep out of each other's refractory period, which two cells would not: fewer than a fifth of the
+    coincidences expected, and clearly fewer than by chance (p < .01).
+    The first half millisecond is left out, where collisions hide spikes."""
+    b = np.sort(b)
+    zero, close, broad = (int((np.searchsorted(b, a + w, "right") - np.searchsorted(b, a - w, "left")).sum()) for w in
+                          (int(ms * fs / 1000) for ms in (from_ms, to_ms, around_ms)))
+    expected = (broad - close) * (to_ms - from_ms) / (around_ms - to_ms)
+    return close - zero <= 0.2 * expected and bool(poisson.cdf(close - zero, max(expected, 0.0)) < 0.01)
+
+
+def bursting(a: np.ndarray, b: np.ndarray, fs: float, within_ms: float = 20.0, around_ms: float = 100.0) -> bool:
+    """Whether two trains fire within a burst's length of each other clearly more often than around it: one cell in bursts does."""
+    b = np.sort(b)
+    close, broad = (int((np.searchsorted(b, a + w, "right") - np.searchsorted(b, a - w, "left")).sum()) for w in
+                    (int(within_ms * fs / 1000), int(around_ms * fs / 1000)))
+    expected = (broad - close) * within_ms / (around_ms - within_ms)
+    return close > 2 * expected + 3
+
+
+def trimmed_mean(features: np.ndarray) -> np.ndarray:
+    """Mean of features (S, M, B) without the tenth furthest from it."""
+    centre = features.mean(axis=0)
+    distance = ((features - centre) ** 2).sum(axis=(1, 2))
+    return features[distance <= np.quantile(distance, 0.9)].mean(axis=0)
