@@ -15,7 +15,7 @@ pytest.importorskip("psutil", reason='the harness needs the packages of pip inst
 
 from helpers_result import planted as planted_result
 
-from benchmarks import repeat
+from benchmarks import false_alarms, repeat
 from benchmarks.__main__ import main, score_line, write_report
 from benchmarks.causes import diagnose
 from benchmarks.diagnose import main as diagnose_main
@@ -32,6 +32,7 @@ from sortcore.export import save_result
 from sortcore.probes import load_probe
 from sortcore.recording import array_recording
 from sortcore.simulate import simulate
+from sortcore.types import Probe
 
 FS, SECONDS = 30000.0, 60.0
 N = int(FS * SECONDS)
@@ -383,3 +384,8 @@ def test_the_same_cells_sorted_twice_have_the_same_waveforms(tmp_path, capsys):
     assert np.diag(cosine).min() > 0.8 > 0.5 > np.abs(repeat.alike(waves, moved, 0)).max()
     with pytest.raises(SystemExit):
         repeat.main([str(tmp_path / "first"), str(tmp_path / "nothing")])
+
+
+def test_the_detector_fires_in_noise_about_as_often_as_stated():
+    (ratios,) = false_alarms.measured(Probe.independent(4), (1.0,), channel_seconds=800.0)
+    assert len(ratios) == false_alarms.SEEDS and all(0.8 < r < 1.2 for r in ratios)
