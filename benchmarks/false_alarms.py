@@ -36,7 +36,8 @@ def main() -> None:
     rates = (0.01, 0.1, 1.0)
     places = np.stack([np.tile([43.0, 11.0, 59.0, 27.0], 4), 20.0 * (np.arange(16) // 2)], axis=1)
     rows = [["probe", "stated, per channel and second", *(f"measured over stated, seed {s}" for s in range(SEEDS))]]
-    for name, probe in (("16 contacts of Neuropixels 1.0", Probe(places, np.zeros(16, int))), ("4 contacts far apart", Probe.independent(4))):
+    probes = {"16 contacts of Neuropixels 1.0": Probe(places, np.zeros(16, int)), "4 contacts far apart": Probe.independent(4)}
+    for name, probe in probes.items():
         for rate, ratios in zip(rates, measured(probe, rates), strict=True):
             rows.append([name, f"{rate:g}", *(f"{ratio:.2f}" for ratio in ratios)])
     print(markdown(rows))
