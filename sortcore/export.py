@@ -27,9 +27,10 @@ import numpy as np
 
 from sortcore.archive import FORMAT, check_format, explained, pack, read_record, staging, to_json, write_npz, write_text, writing
 from sortcore.errors import OutputError
-from sortcore.types import FitLog, Model, SortingResult, Spikes, Units
+from sortcore.types import FitLog, Model, Motion, SortingResult, Spikes, Units
 
 SEAL = "result.json"
+MOTION = "motion.npz"
 
 UNIT_COLUMNS = {  # field of Units: (header of units.tsv, decimals)
     "label": ("label", None), "n_spikes": ("n_spikes", None), "firing_rate_hz": ("firing_rate (Hz)", 3),
@@ -58,6 +59,9 @@ model.npz             what was learned, all that `deconvolve` needs beside the d
   scale_uv (K,)                                            microvolts at the trough for an amplitude of one
   priors.*                                                 mean and spread of each unit's amplitude, and its rate
   preprocessing.*                                          channels used, filter, whitening, probe
+  moving.*                                                 where the tissue moved: waveforms at Q displacements, as large as they are
+                                                           there: np.einsum("qknr,qkrd->qknd", ...)
+motion.npz            where the tissue moved: displacement_um (B, V), towards larger depth, at times_s (B,) and depths_um (V,)
   meta                                                     what is not an array, as JSON
 fit.npz               log joint, units and spikes, one row an iteration of the fit
 log.txt               what happened, in words
@@ -80,6 +84,8 @@ def save_result(result: SortingResult, folder: str | Path, overwrite: bool = Fal
         write_npz(stage / "spikes.npz", pack(result.spikes, "spikes")[0] | outside)
         write_npz(stage / "units.npz", pack(result.units, "units")[0])
         write_npz(stage / "fit.npz", pack(result.log, "fit")[0])
+        if result.motion is not None:
+            write_npz(stage / MOTION, pack(result.motion, "motion")[0])
         write_text(stage / "units.tsv", units_table(result.units))
         write_text(stage / "log.txt", describe(result))
         write_text(stage / "README.txt", README)
@@ -104,13 +110,14 @@ def load_result(folder: str | Path) -> SortingResult:
     units = read_record(Units, folder / "units.npz")
     log = read_record(FitLog, folder / "fit.npz", {"steps": meta.get("steps", [])})
     model = load_model(folder / "model.npz")
+    motion = read_record(Motion, folder / MOTION) if meta.get("moving") else None
     with explained(folder / SEAL):
         sizes = (len(spikes), len(units), model.templates.n_units)
         if sizes != (meta["n_spikes"], meta["n_units"], meta["n_units"]):
             seen = f"{sizes[0]} spikes, {sizes[1]} units in the table, {sizes[2]} templates"
             raise OutputError(f"{folder} holds files of different sortings ({seen}, but {SEAL} says {meta['n_spikes']} spikes and "
                               f"{meta['n_units']} units). Sort again into a new folder.")
-        records: dict[str, Any] = {"spikes": spikes, "units": units, "model": model, "log": log}
+        records: dict[str, Any] = {"spikes": spikes, "units": units, "model": model, "log": log, "motion": motion}
         kept = {f.name: meta[f.name] for f in dataclasses.fields(SortingResult) if f.name not in records}
         return SortingResult(**records, **kept | {"segment_lengths": tuple(kept["segment_lengths"])})
 
@@ -154,8 +161,10 @@ def times_s(result: SortingResult) -> np.ndarray:
 
 def header(result: SortingResult) -> dict[str, Any]:
     """The contents of result.json."""
-    plain = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if not dataclasses.is_dataclass(getattr(result, f.name))}
-    sizes = {"n_units": result.n_units, "n_spikes": len(result.spikes), "duration_s": result.duration_s, "steps": result.log.steps}
+    apart = {"motion"} | {f.name for f in dataclasses.fields(result) if dataclasses.is_dataclass(getattr(result, f.name))}
+    plain = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in apart}
+    sizes = {"n_units": result.n_units, "n_spikes": len(result.spikes), "duration_s": result.duration_s, "steps": result.log.steps,
+             "moving": result.motion is not None}
     return {"sortcore": "result", "format": FORMAT} | plain | sizes
 
 
@@ -179,6 +188,8 @@ def describe(result: SortingResult) -> str:
     preprocessing, log = result.model.preprocessing, result.log
     lines = [f"{result.n_units} units ({labels}), {len(result.spikes)} spikes in {result.duration_s:.1f} s"]
     lines += [f"{len(preprocessing.channels)} of {preprocessing.n_recorded} channels used"]
+    if result.motion is not None:
+        lines += [f"the tissue moved by {np.ptp(result.motion.displacement_um):.0f} um"]
     lines += [f"channel {c} left out: {why}" for c, why in sorted(preprocessing.bad_channels.items())]
     for i in range(len(log.log_joint)):
         lines += [f"iteration {i + 1}: log joint {log.log_joint[i]:.6g}, {log.n_units[i]:.0f} units, {log.n_spikes[i]:.0f} spikes"]

@@ -6,6 +6,7 @@ twice within its refractory period, fires smaller spikes in bursts, and does not
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,19 +17,46 @@ from sortcore.numerics import leading
 
 MERGE_COSINE = 0.6  # units less alike than this are not tested for being one
 RAY_COSINE = 0.96  # units more alike than this differ in amplitude alone
+MOVED_COSINE = 0.7  # units seen at different displacements are tested for being one if they are more alike than this
+
+
+@dataclass(frozen=True)
+class Displaced:
+    """Spikes where the tissue had moved: the knot of displacement (S,), and features (S, M, B) as seen there."""
+
+    knots: np.ndarray
+    features: np.ndarray
+
+    def part(self, index: np.ndarray | slice) -> Displaced:
+        return Displaced(self.knots[index], self.features[index])
+
+    def on(self, channels: np.ndarray) -> Displaced:
+        """On some of the channels."""
+        return Displaced(self.knots, self.features[:, channels])
+
+    def with_more(self, other: Displaced) -> Displaced:
+        return Displaced(np.concatenate([self.knots, other.knots]), np.concatenate([self.features, other.features]))
+
+
+Back = Callable[[Displaced, np.ndarray], np.ndarray]  # of spikes of one cell on channels (M,): as they would look had nothing moved
 
 
 @dataclass(frozen=True)
 class Group:
-    """Spikes of one unit after regrouping: samples (S,), amplitudes (S,), features (S, M, B) on channels (M,)."""
+    """Spikes of one unit after regrouping: samples (S,), amplitudes (S,), features (S, M, B) on channels (M,).
+
+    there: the same spikes where the tissue was; features are then as they would look in its median place
+    """
 
     samples: np.ndarray
     amplitudes: np.ndarray
     features: np.ndarray
     channels: np.ndarray
+    there: Displaced | None = None
 
     def part(self, index: np.ndarray) -> Group:
-        return Group(self.samples[index], self.amplitudes[index], self.features[index], self.channels)
+        there = None if self.there is None else self.there.part(index)
+        return Group(self.samples[index], self.amplitudes[index], self.features[index], self.channels, there)
 
 
 def split(group: Group, min_spikes: int) -> list[np.ndarray]:
@@ -54,7 +82,7 @@ def principal(flat: np.ndarray, n: int = 6, most: int = 2000) -> np.ndarray:
     return centred @ leading(thin, n)
 
 
-def merged(groups: list[Group], n_channels: int, fs: float) -> list[Group]:
+def merged(groups: list[Group], n_channels: int, fs: float, back: Back | None = None) -> list[Group]:
     """Join groups that are one cell, the most alike first."""
     groups = list(groups)
     apart: set[tuple[int, int]] = set()  # pairs found to be two, by identity of the groups
@@ -70,11 +98,11 @@ def merged(groups: list[Group], n_channels: int, fs: float) -> list[Group]:
             pair = (id(groups[i]), id(groups[j]))
             if i in touched or j in touched or pair in apart:
                 continue
-            if not one(groups[i], groups[j], float(c), fs):
+            if not one(groups[i], groups[j], float(c), fs, back):
                 apart.add(pair)
                 continue
             merged_away += [groups[i], groups[j]]  # kept alive, so that no new group takes their identity
-            groups[i] = joined(groups[i], groups[j])
+            groups[i] = joined(groups[i], groups[j], back)
             gone.add(j)
             touched |= {i, j}
         if not gone:
@@ -89,15 +117,18 @@ def full_mean(group: Group, n_channels: int) -> np.ndarray:
     return out
 
 
+def shared_channels(a: Group, b: Group) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Channels both were looked at, and where in each they are."""
+    return np.intersect1d(a.channels, b.channels, return_indices=True)
+
+
 def shared_features(a: Group, b: Group) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features of both on the channels both were looked at."""
-    channels = np.intersect1d(a.channels, b.channels)
-    ia = np.array([np.flatnonzero(a.channels == c)[0] for c in channels], int)
-    ib = np.array([np.flatnonzero(b.channels == c)[0] for c in channels], int)
+    channels, ia, ib = shared_channels(a, b)
     return a.features[:, ia], b.features[:, ib], channels
 
 
-def one(a: Group, b: Group, cosine: float, fs: float) -> bool:
+def one(a: Group, b: Group, cosine: float, fs: float, back: Back | None = None) -> bool:
     """Whether two groups are one cell: no valley between them, or the same shape smaller within bursts; and not firing together."""
     fa, fb, channels = shared_features(a, b)
     if len(channels) < min(len(a.channels), len(b.channels)) / 2 or independent(a.samples, b.samples, fs):
@@ -106,20 +137,47 @@ def one(a: Group, b: Group, cosine: float, fs: float) -> bool:
     bursts = cosine > RAY_COSINE and bursting(a.samples, b.samples, fs)
     if 0.5 < ratio < 2.0 and (bursts or refractory(a.samples, b.samples, fs)):
         return True
-    fa, fb = fa[:: max(1, len(fa) // 1000)], fb[:: max(1, len(fb) // 1000)]
+    thin_a, thin_b = max(1, len(fa) // 1000), max(1, len(fb) // 1000)
+    fa, fb = fa[::thin_a], fb[::thin_b]
     both = np.concatenate([fa, fb]).reshape(len(fa) + len(fb), -1)
-    difference = (fb.mean(axis=0) - fa.mean(axis=0)).ravel()
+    difference = gap(both, len(fa))
+    if back is not None and a.there is not None and b.there is not None:  # judged side by side where the tissue was
+        _, ia, ib = shared_channels(a, b)
+        both = back(a.there.part(slice(None, None, thin_a)).on(ia).with_more(b.there.part(slice(None, None, thin_b)).on(ib)), channels)
+        both = both.reshape(len(both), -1)
+        before, difference = difference, gap(both, len(fa))
+        if cosine > MOVED_COSINE and 0.5 < ratio < 2.0 and exclusive(a.there.knots, b.there.knots):
+            return True
+        if cosine < MOVED_COSINE and np.linalg.norm(difference) < 0.5 * np.linalg.norm(before):
+            return False
     axis = difference / max(np.linalg.norm(difference), 1e-9)
     along = both @ axis
     space = np.column_stack([along, principal(both - along[:, None] * axis, 5)])
     return separation(space[: len(fa)], space[len(fa) :]) < 1.0
 
 
-def joined(a: Group, b: Group) -> Group:
-    fa, fb, channels = shared_features(a, b)
+def exclusive(a: np.ndarray, b: np.ndarray, share: float = 0.3, fewest: float = 10.0) -> bool:
+    """Whether spikes at knots (S,) of two groups fall at different displacements, as no two cells' do: fewer than a share of
+    the pairs at one knot that would be there if both fired wherever either did."""
+    n = max(a.max(), b.max()) + 1
+    na, nb = np.bincount(a, minlength=n).astype(float), np.bincount(b, minlength=n).astype(float)
+    expected = len(a) * len(b) * (((na + nb) / (len(a) + len(b))) ** 2).sum()
+    return bool(expected > fewest and na @ nb < share * expected)
+
+
+def gap(both: np.ndarray, n: int) -> np.ndarray:
+    """Mean of the rows from n on less the mean of those before."""
+    return both[n:].mean(axis=0) - both[:n].mean(axis=0)
+
+
+def joined(a: Group, b: Group, back: Back | None = None) -> Group:
+    channels, ia, ib = shared_channels(a, b)
     samples, amplitudes = np.concatenate([a.samples, b.samples]), np.concatenate([a.amplitudes, b.amplitudes])
     order = np.argsort(samples, kind="stable")
-    return Group(samples[order], amplitudes[order], np.concatenate([fa, fb])[order], channels)
+    if back is not None and a.there is not None and b.there is not None:
+        there = a.there.on(ia).with_more(b.there.on(ib)).part(order)
+        return Group(samples[order], amplitudes[order], back(there, channels), channels, there)
+    return Group(samples[order], amplitudes[order], np.concatenate([a.features[:, ia], b.features[:, ib]])[order], channels)
 
 
 def independent(a: np.ndarray, b: np.ndarray, fs: float, within_ms: float = 1.2, around_ms: float = 50.0) -> bool:

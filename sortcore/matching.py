@@ -61,6 +61,19 @@ class Matcher:
     def n_samples(self) -> int:
         return self.basis.shape[1]
 
+    @property
+    def n_channels(self) -> int:
+        return self.coefficients.shape[1]
+
+    @property
+    def reference(self) -> Matcher:
+        """Itself: these templates stay where they are (`moving` has others)."""
+        return self
+
+    def at(self, time_s: float) -> Matcher:
+        """Itself, at any time."""
+        return self
+
     @cached_property
     def spectra(self) -> Spectra:
         return make_spectra(self.waveforms())
@@ -76,10 +89,12 @@ class Matcher:
         return rank * (channels + len(self.basis) - rank)
 
 
-def prepare(waveforms: np.ndarray, priors: Priors, fs: float, subsamples: int = 8, amplitude_prior: bool = True) -> Matcher:
-    """Make unit-norm waveforms (K, N, D) ready for matching."""
+def prepare(waveforms: np.ndarray, priors: Priors, fs: float, subsamples: int = 8, amplitude_prior: bool = True,
+            basis: np.ndarray | None = None) -> Matcher:
+    """Make unit-norm waveforms (K, N, D) ready for matching, in a temporal basis (B, D) of their own unless one is given."""
     k = len(waveforms)
-    basis = shared_basis(waveforms, priors.amp_mean)
+    if basis is None:
+        basis = shared_basis(waveforms, priors.amp_mean)
     coefficients = unit_norm(waveforms @ basis.T).astype(np.float32)
     shifts = subsample_shifts(subsamples)
     first, other = sharing(coefficients)
@@ -124,6 +139,8 @@ def overlap_table(coefficients: np.ndarray, basis: np.ndarray, shifts: np.ndarra
 
     def with_neighbours(k: int) -> None:
         near, own = other[first[k] : first[k + 1]], np.flatnonzero((coefficients[k] != 0).any(axis=1))
+        if not len(near):  # its tissue has moved off the probe
+            return
         spatial = np.einsum("nb,jnc->jbc", coefficients[k, own], coefficients[np.ix_(near, own)], optimize=True).reshape(len(near), b * b)
         np.matmul(spatial, products, out=out[first[k] : first[k + 1]].reshape(len(near), -1))
 

@@ -60,6 +60,19 @@ def shift(waveforms: np.ndarray, samples: float | np.ndarray) -> np.ndarray:
     return np.fft.irfft(spectrum * phase, n)[..., :d].astype(waveforms.dtype)
 
 
+def moved_by(w: np.ndarray, lag: int) -> np.ndarray:
+    """Waveforms (..., D) delayed by whole samples, zero-filled."""
+    out = np.zeros_like(w)
+    d = w.shape[-1]
+    if lag == 0:
+        return w
+    if lag > 0:
+        out[..., lag:] = w[..., : d - lag]
+    else:
+        out[..., :lag] = w[..., -lag:]
+    return out
+
+
 def subsample_shifts(n: int) -> np.ndarray:
     """(n,) shifts in [-1/2, 1/2) of a sample, evenly spaced, zero among them."""
     return (np.arange(n) - n // 2) / n

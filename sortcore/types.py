@@ -95,6 +95,29 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class Motion:
+    """How far the tissue has moved along the probe, towards larger depth, from where it was in the median.
+
+    times_s: (B,) increasing; depths_um: (V,) increasing; displacement_um: (B, V) at those times and depths, linear between
+    them and constant beyond
+    """
+
+    times_s: np.ndarray
+    depths_um: np.ndarray
+    displacement_um: np.ndarray
+
+    def at(self, time_s: float, depths_um: np.ndarray) -> np.ndarray:
+        """Displacement at one time, at depths of any shape."""
+        now = np.array([np.interp(time_s, self.times_s, window) for window in self.displacement_um.T])
+        return np.interp(depths_um, self.depths_um, now)
+
+    def over(self, times_s: np.ndarray, depth_um: float) -> np.ndarray:
+        """(S,) displacement of one depth at times (S,)."""
+        here = [np.interp(depth_um, self.depths_um, now) for now in self.displacement_um]
+        return np.interp(times_s, self.times_s, here)
+
+
+@dataclass(frozen=True)
 class Detections:
     """Events found by the matched-filter detector.
 
@@ -147,9 +170,28 @@ class Priors:
 
 
 @dataclass(frozen=True)
+class MovingTemplates:
+    """Waveforms at each displacement of the tissue; footprints_k' profiles_k has the mean amplitude there for its norm.
+
+    knots_um: (Q,) displacements, evenly spaced; depths_um: (K,) where a unit is on the probe when nothing has moved
+    footprints: (Q, K, N, R), profiles: (Q, K, R, D)
+    """
+
+    knots_um: np.ndarray
+    depths_um: np.ndarray
+    footprints: np.ndarray
+    profiles: np.ndarray
+
+    def dense(self) -> np.ndarray:
+        """(Q, K, N, D) waveforms."""
+        return np.einsum("qknr,qkrd->qknd", self.footprints, self.profiles)
+
+
+@dataclass(frozen=True)
 class Model:
     """Everything learned from a recording, and all that `deconvolve` needs beside the data.
 
+    templates: of the tissue in its median place; moving: at other displacements, where it moved
     scale_uv: (K,) microvolts at the trough of the largest channel for an amplitude of one
     templates_uv: (K, N, D) mean band-passed waveforms in microvolts, on the used channels
     """
@@ -159,6 +201,7 @@ class Model:
     priors: Priors
     scale_uv: np.ndarray
     templates_uv: np.ndarray
+    moving: MovingTemplates | None = None
 
 
 @dataclass(frozen=True)
@@ -245,7 +288,11 @@ class FitLog:
 
 @dataclass(frozen=True)
 class SortingResult:
-    """A sorted recording. `config` is the SortConfig that made it, as a nested dictionary."""
+    """A sorted recording.
+
+    config: the SortConfig that made it, as a nested dictionary
+    motion: how the tissue moved; None where it was not seen to
+    """
 
     spikes: Spikes
     units: Units
@@ -257,6 +304,7 @@ class SortingResult:
     versions: dict[str, str]
     timings_s: dict[str, float]
     log: FitLog
+    motion: Motion | None = None
 
     @property
     def n_units(self) -> int:

@@ -67,6 +67,19 @@ class DetectConfig(Checked):
 
 
 @dataclass(frozen=True)
+class DriftConfig(Checked):
+    follow: bool = setting(True, "estimate how the tissue moves along the probe, and follow it")
+    least_depth_um: float = setting(100.0, "a probe that spans less tells of no motion", "um", 0.0)
+    rounds: int = setting(2, "times that the motion left after following is estimated again", "", 0, 5)
+    smallest_um: float = setting(4.0, "less motion than this is left alone", "um", 0.0)
+    largest_um: float = setting(100.0, "most motion looked for between two times", "um", 1.0)
+    bin_seconds: float = setting(2.0, "spikes of so long are looked at together", "s", 0.1)
+    step_um: float = setting(2.0, "resolution in depth", "um", 0.1)
+    window_um: float = setting(400.0, "stretch of depth that moves as one", "um", 50.0)
+    horizon_seconds: float = setting(600.0, "times further apart than this are not compared", "s", 1.0)
+
+
+@dataclass(frozen=True)
 class InitializeConfig(Checked):
     min_spikes: int = setting(7, "smallest cluster that becomes a unit", "spikes", 2)
     n_components: int = setting(8, "principal components in which spikes are clustered", "", 1, 50)
@@ -98,7 +111,8 @@ class CurateConfig(Checked):
     refractory_ms: float = setting(1.5, "no cell fires twice within this time", "ms", 0.1, 20.0)
     max_contamination: float = setting(0.2, "a good unit's contamination stays under this", "share", 0.0, 1.0)
     max_missed: float = setting(0.3, "a good unit misses fewer of its spikes than this", "share", 0.0, 1.0)
-    min_snr: float = setting(6.0, "a unit whose whitened waveform has a smaller norm is labelled noise", "sd", 0.0)
+    min_snr: float = setting(5.0, "a unit whose whitened waveform has a smaller norm is labelled noise", "sd", 0.0)
+    min_evidence: float = setting(4.0, "so is one whose spikes on average add less to the log joint", "nats", 0.0)
     min_spikes: int = setting(6, "a unit with fewer spikes is labelled noise", "spikes", 0)
 
 
@@ -108,6 +122,7 @@ class SortConfig:
 
     preprocess: PreprocessConfig = PreprocessConfig()
     detect: DetectConfig = DetectConfig()
+    drift: DriftConfig = DriftConfig()
     initialize: InitializeConfig = InitializeConfig()
     fit: FitConfig = FitConfig()
     pursuit: PursuitConfig = PursuitConfig()

@@ -55,7 +55,8 @@ def labels(counts: np.ndarray, snr: np.ndarray, contamination: np.ndarray, misse
     """
     label = np.full(len(counts), "good", dtype="<U5")
     label[(contamination > config.max_contamination) | (missed > config.max_missed)] = "mua"
-    label[(snr < config.min_snr) | (counts < config.min_spikes) | (evidence < 0)] = "noise"
+    weak = (evidence < 0) | (evidence < config.min_evidence * counts)
+    label[(snr < config.min_snr) | (counts < config.min_spikes) | weak] = "noise"
     return label
 
 

@@ -16,6 +16,7 @@ import torch
 from sortcore import matching
 from sortcore.ephys.config import PursuitConfig
 from sortcore.matching import Matcher
+from sortcore.moving import MovingMatcher
 from sortcore.progress import Track, silent
 from sortcore.recording import Chunk, chunks
 from sortcore.types import Spikes
@@ -25,14 +26,14 @@ DEAD_MS = 0.5  # a unit fires at most once in this time
 EDGE = 3  # samples beyond its own that a chunk reports
 
 
-def deconvolve(whitened: Callable[[Chunk], torch.Tensor], segment_lengths: tuple[int, ...], matcher: Matcher, trough: int, fs: float,
-               config: PursuitConfig, track: Track = silent, stage: str = "deconvolve") -> Spikes:
+def deconvolve(whitened: Callable[[Chunk], torch.Tensor], segment_lengths: tuple[int, ...], matcher: Matcher | MovingMatcher, trough: int,
+               fs: float, config: PursuitConfig, track: Track = silent, stage: str = "deconvolve") -> Spikes:
     """Spikes of a whole recording; `whitened` gives the (N, T) whitened samples of any chunk."""
     d = matcher.n_samples
-    size = max(config.chunk_samples(fs, matcher.coefficients.shape[1]), 20 * d)
+    size = max(config.chunk_samples(fs, matcher.n_channels), 20 * d)
     pieces = list(chunks(segment_lengths, size))
     dead = max(1, int(DEAD_MS * fs / 1000))
-    found = in_order(lambda c: chunk_spikes(whitened, c, matcher, trough, dead), pieces)
+    found = in_order(lambda c: chunk_spikes(whitened, c, matcher.at(0.5 * (c.start + c.stop) / fs), trough, dead), pieces)
     return once(Spikes.concatenate(list(track(found, stage, len(pieces)))), dead)
 
 

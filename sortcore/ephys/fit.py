@@ -16,9 +16,11 @@ import torch
 
 from sortcore import matching
 from sortcore.ephys.config import FitConfig, PursuitConfig
-from sortcore.groups import MERGE_COSINE, Group, full_mean, merged, split, trimmed_mean
+from sortcore.ephys.follow import Follower
+from sortcore.groups import MERGE_COSINE, Back, Displaced, Group, full_mean, merged, split, trimmed_mean
 from sortcore.matching import Matcher
-from sortcore.numerics import nearest_channels, unit_norm
+from sortcore.moving import MovingMatcher, moving_matcher
+from sortcore.numerics import moved_by, nearest_channels, unit_norm
 from sortcore.progress import Track, silent
 from sortcore.recording import Chunk, chunks
 from sortcore.types import FitLog, Priors, Probe, Spikes
@@ -38,11 +40,31 @@ DEAD_MS = 0.5
 
 
 @dataclass(frozen=True)
+class Bank:
+    """Mean waveforms (K, N, D), how many spikes they are of (K,), and where tissue moves, what they are at each knot (K, Q, N, D)."""
+
+    waveforms: np.ndarray
+    counts: np.ndarray
+    moved: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def select(self, index: np.ndarray) -> Bank:
+        return Bank(self.waveforms[index], self.counts[index], None if self.moved is None else self.moved[index])
+
+    def with_more(self, other: Bank) -> Bank:
+        moved = None if self.moved is None or other.moved is None else np.concatenate([self.moved, other.moved])
+        return Bank(np.concatenate([self.waveforms, other.waveforms]), np.concatenate([self.counts, other.counts]), moved)
+
+
+@dataclass(frozen=True)
 class Sweep:
     """One pass over the sample: spikes (template starts), their cleaned features (S, M, B) on each unit's channels (K, M), and
-    what is left of x (N, T)."""
+    what is left of x (N, T). Where tissue moves, features are as seen there, and knots (S,) say where."""
 
     spikes: Spikes
+    knots: np.ndarray
     features: np.ndarray
     channels: np.ndarray
     log_joint: float
@@ -50,47 +72,65 @@ class Sweep:
 
 
 def fit(x: torch.Tensor, waveforms: np.ndarray, counts: np.ndarray, probe: Probe, fs: float, config: FitConfig, pursuit: PursuitConfig,
-        trough: int, min_spikes: int = 10, find_new: FindNew | None = None,
-        track: Track = silent) -> tuple[np.ndarray, Priors, FitLog]:
+        trough: int, min_spikes: int = 10, find_new: FindNew | None = None, follower: Follower | None = None,
+        track: Track = silent) -> tuple[Matcher | MovingMatcher, Priors, FitLog]:
     """Learn waveforms and priors from x (N, T) whitened, starting at mean waveforms (K, N, D) of `counts` events each.
 
     find_new: function of a residual that returns further mean waveforms and counts
-    Returns unit-norm waveforms (K, N, D), their priors, and the log.
+    follower: where the tissue moves; waveforms are then of its median place
+    Returns the matcher of the units, their priors, and the log.
     """
     n, seconds = x.shape[1], x.shape[1] / fs
-    waveforms, counts = same_removed(*denoised(waveforms, counts, config.rank, trough, START_NORM), fs)
+
+    def matcher_of(bank: Bank) -> tuple[Matcher | MovingMatcher, Priors]:
+        priors = first_priors(bank.waveforms, bank.counts, seconds)
+        if follower is None or bank.moved is None:
+            return matching.prepare(unit_norm(bank.waveforms), priors, fs, pursuit.subsamples, pursuit.amplitude_prior), priors
+        depths = probe.positions_um[(bank.waveforms**2).sum(axis=2).argmax(axis=1), 1]
+        return moving_matcher(unit_norm(bank.waveforms), bank.moved.swapaxes(0, 1), follower.knots_um, priors, follower.motion, depths, fs,
+                              pursuit.subsamples, pursuit.amplitude_prior), priors
+
+    def first(waveforms: np.ndarray, counts: np.ndarray, smallest: float) -> Bank:
+        waveforms, counts = denoised(waveforms, counts, config.rank, trough, smallest)
+        return Bank(waveforms, counts, None if follower is None else carried(waveforms, follower, config.rank))
+
+    bank = same_removed(first(waveforms, counts, START_NORM), fs)
     rows, steps = [], []
     for i in range(config.iterations):
-        if not len(waveforms):
+        if not len(bank):
             break
-        waveforms, counts = in_order_of_channels(waveforms, counts)
-        priors = first_priors(waveforms, counts, seconds)
-        matcher = matching.prepare(unit_norm(waveforms), priors, fs, pursuit.subsamples, pursuit.amplitude_prior)
+        bank = in_order_of_channels(bank)
+        matcher, _ = matcher_of(bank)
         last = i == config.iterations - 1
-        sweep = run_sweep(x, matcher, probe, fs, pursuit, not last, track, f"fit {i + 1} of {config.iterations}")
-        rows.append((sweep.log_joint, len(waveforms), len(sweep.spikes)))
-        groups = regroup(sweep, matcher, fs, last, min_spikes)
-        waveforms, counts = rebuilt(groups, matcher, x.shape[0], config.rank, trough)
-        waveforms, counts = sums_removed(waveforms, counts, fs, n)
-        n_before = len(matcher.coefficients)
-        steps.append(f"round {i + 1}: {n_before} units, {len(sweep.spikes)} spikes, {len(waveforms)} units after splits, merges and drops")
+        sweep = run_sweep(x, matcher, probe, fs, pursuit, not last, track, f"fit {i + 1} of {config.iterations}", follower)
+        rows.append((sweep.log_joint, len(bank), len(sweep.spikes)))
+        n_before = len(bank)
+        groups = regroup(sweep, matcher.reference, fs, last, min_spikes, follower.brought_back if follower else None)
+        bank = sums_removed(rebuilt(groups, matcher.reference, x.shape[0], config.rank, trough, follower), fs, n)
+        follower = follower.refined(groups) if follower else None
+        steps.append(f"round {i + 1}: {n_before} units, {len(sweep.spikes)} spikes, {len(bank)} units after splits, merges and drops")
         if find_new is not None and not last:
             more, n_more = find_new(sweep.residual)
             if len(more):
-                more, n_more = denoised(more, n_more, config.rank, trough, MIN_NORM)
-                waveforms, counts = np.concatenate([waveforms, more]), np.concatenate([counts, n_more])
-                steps.append(f"round {i + 1}: {len(more)} new units from the residual")
-                waveforms, counts = same_removed(waveforms, counts, fs)
-    waveforms, counts = in_order_of_channels(waveforms, counts)
-    priors = first_priors(waveforms, counts, seconds)
+                new = first(more, n_more, MIN_NORM)
+                steps.append(f"round {i + 1}: {len(new)} new units from the residual")
+                bank = same_removed(bank.with_more(new), fs)
+    matcher, priors = matcher_of(in_order_of_channels(bank))
     log = FitLog(np.array([r[0] for r in rows]), np.array([r[1] for r in rows]), np.array([r[2] for r in rows]), tuple(steps))
-    return unit_norm(waveforms), priors, log
+    return matcher, priors, log
 
 
-def in_order_of_channels(waveforms: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def in_order_of_channels(bank: Bank) -> Bank:
     """Units that touch the same channels next to each other, which is how they are matched fastest."""
-    order = np.argsort((waveforms**2).sum(axis=2).argmax(axis=1), kind="stable")
-    return waveforms[order], counts[order]
+    return bank.select(np.argsort((bank.waveforms**2).sum(axis=2).argmax(axis=1), kind="stable"))
+
+
+def carried(waveforms: np.ndarray, follower: Follower, rank: int) -> np.ndarray:
+    """(K, Q, N, D) waveforms (K, N, D) of the median place, at each knot."""
+    out = follower.carried(waveforms).swapaxes(0, 1)
+    for k in range(len(out)):
+        out[k] = [low_rank(w, rank, 0.0) for w in out[k]]
+    return out
 
 
 def first_priors(waveforms: np.ndarray, counts: np.ndarray, seconds: float) -> Priors:
@@ -110,8 +150,13 @@ def denoised(waveforms: np.ndarray, counts: np.ndarray, rank: int, trough: int, 
 
 def centred(w: np.ndarray, trough: int) -> np.ndarray:
     """Waveform moved so that the extremum of its largest channel is at the trough sample, and none of it is cut off later."""
+    return moved_by(w, off_trough(w, trough))
+
+
+def off_trough(w: np.ndarray, trough: int) -> int:
+    """Samples by which the extremum of the largest channel comes too early."""
     best = (w**2).sum(axis=1).argmax()
-    return moved_by(w, trough - int(np.abs(w[best]).argmax()))
+    return trough - int(np.abs(w[best]).argmax())
 
 
 def low_rank(w: np.ndarray, rank: int, noise_variance: float) -> np.ndarray:
@@ -143,45 +188,33 @@ def similarity(matcher: Matcher) -> tuple[np.ndarray, np.ndarray]:
     return cosine, lag
 
 
-def moved_by(w: np.ndarray, lag: int) -> np.ndarray:
-    """Waveform delayed by whole samples, zero-filled."""
-    out = np.zeros_like(w)
-    d = w.shape[-1]
-    if lag == 0:
-        return w
-    if lag > 0:
-        out[..., lag:] = w[..., : d - lag]
-    else:
-        out[..., :lag] = w[..., -lag:]
-    return out
-
-
-def same_removed(waveforms: np.ndarray, counts: np.ndarray, fs: float) -> tuple[np.ndarray, np.ndarray]:
+def same_removed(bank: Bank, fs: float) -> Bank:
     """Average clusters that are alike at some lag (one cell seen from two channels), the largest absorbing the others."""
-    if len(waveforms) < 2:
-        return waveforms, counts
-    priors = first_priors(waveforms, counts, 1.0)
-    cosine, lag = similarity(matching.prepare(unit_norm(waveforms), priors, fs, 1))
-    norm = priors.amp_mean
-    waveforms, left = waveforms.copy(), np.ones(len(counts), bool)
+    if len(bank) < 2:
+        return bank
+    counts = bank.counts
+    priors = first_priors(bank.waveforms, counts, 1.0)
+    cosine, lag = similarity(matching.prepare(unit_norm(bank.waveforms), priors, fs, 1))
+    norm, left = priors.amp_mean, np.ones(len(counts), bool)
     total = counts.astype(float)
     for i in np.argsort(-counts, kind="stable"):
         if not left[i]:
             continue
         ratio = norm / norm[i]
         for j in np.flatnonzero(left & (cosine[i] > SAME_COSINE) & (ratio > 1 / SAME_RATIO) & (ratio < SAME_RATIO)):
-            if j == i or abs(lag[i, j]) > waveforms.shape[2] // 3:
+            if j == i or abs(lag[i, j]) > bank.waveforms.shape[2] // 3:
                 continue
             total[i] += total[j]
             left[j] = False
-    return waveforms[left], total[left].astype(counts.dtype)
+    return replace(bank, counts=total.astype(counts.dtype)).select(left)
 
 
-def sums_removed(waveforms: np.ndarray, counts: np.ndarray, fs: float, n_samples: int) -> tuple[np.ndarray, np.ndarray]:
+def sums_removed(bank: Bank, fs: float, n_samples: int) -> Bank:
     """Leave out clusters of colliding spikes: other units explain them together, and collide about so often by chance."""
+    waveforms, counts = bank.waveforms, bank.counts
     k, n, d = waveforms.shape
     if k < 3:
-        return waveforms, counts
+        return bank
     priors = first_priors(waveforms, counts, 1.0)
     matcher = matching.prepare(unit_norm(waveforms), priors, fs, 4)
     left = np.ones(k, bool)
@@ -200,35 +233,37 @@ def sums_removed(waveforms: np.ndarray, counts: np.ndarray, fs: float, n_samples
             continue
         matching.subtract(matcher, x, spikes)
         left[i] = (x**2).sum() > SUM_LEFT * (waveforms[i] ** 2).sum() + 2 * d / counts[i]
-    return waveforms[left], counts[left]
+    return bank.select(left)
 
 
-def run_sweep(x: torch.Tensor, matcher: Matcher, probe: Probe, fs: float, pursuit: PursuitConfig,
-              residual: bool = True, track: Track = silent, stage: str = "fit") -> Sweep:
+def run_sweep(x: torch.Tensor, matcher: Matcher | MovingMatcher, probe: Probe, fs: float, pursuit: PursuitConfig,
+              residual: bool = True, track: Track = silent, stage: str = "fit", follower: Follower | None = None) -> Sweep:
     """Pursue the whole sample in chunks with margins, and clean each spike's waveform of the others; keep the residual if asked."""
     d, n = matcher.n_samples, x.shape[1]
     margin, dead = 4 * d, max(1, int(DEAD_MS * fs / 1000))
-    channels = wide_channels(matcher, probe)
+    channels = wide_channels(matcher.reference, probe)
     rest = torch.empty(x.shape if residual else (len(x), 0), dtype=torch.float16)  # noise is 1, so half precision is plenty
 
-    def pursue(chunk: Chunk) -> tuple[Spikes, np.ndarray, float]:
+    def pursue(chunk: Chunk) -> tuple[Spikes, np.ndarray, np.ndarray, float, float]:
         low, high = max(0, chunk.start - margin), min(n, chunk.stop + margin)
+        time_s = 0.0 if follower is None else float(follower.times_s[(chunk.start + chunk.stop - 1) // 2])
+        now = matcher.at(time_s)
         piece = x[:, low:high].to(torch.float32)
-        spikes = matching.match(matcher, matching.scores(matcher, piece).numpy(), dead)
+        spikes = matching.match(now, matching.scores(now, piece).numpy(), dead)
         left = piece.numpy().copy()
-        matching.subtract(matcher, left, spikes)
+        matching.subtract(now, left, spikes)
         own = torch.from_numpy(left)[:, chunk.start - low : chunk.stop - low]
         if residual:
             rest[:, chunk.start : chunk.stop] = own
         mine = spikes.select((spikes.samples + low >= chunk.start) & (spikes.samples + low < chunk.stop))
-        features = matching.cleaned_features(matcher, left, mine, channels)
-        return replace(mine, samples=mine.samples + low), features, -0.5 * float(torch.linalg.vector_norm(own)) ** 2
+        features = matching.cleaned_features(now, left, mine, channels)
+        knots = matcher.knots(time_s)[mine.units] if isinstance(matcher, MovingMatcher) else np.zeros(len(mine), np.int64)
+        prior = float(log_prior(now, mine).sum())
+        return replace(mine, samples=mine.samples + low), knots, features, -0.5 * float(torch.linalg.vector_norm(own)) ** 2, prior
 
     pieces = list(chunks((n,), max(pursuit.chunk_samples(fs, len(x)), 20 * d)))
-    parts, features, fits = zip(*track(in_order(pursue, pieces), stage, len(pieces)), strict=True)
-    spikes = Spikes.concatenate(list(parts))
-    log_joint = sum(fits) + float(log_prior(matcher, spikes).sum())
-    return Sweep(spikes, np.concatenate(features), channels, log_joint, rest)
+    parts, knots, features, fits, priors = zip(*track(in_order(pursue, pieces), stage, len(pieces)), strict=True)
+    return Sweep(Spikes.concatenate(list(parts)), np.concatenate(knots), np.concatenate(features), channels, sum(fits) + sum(priors), rest)
 
 
 def log_prior(matcher: Matcher, spikes: Spikes) -> np.ndarray:
@@ -249,18 +284,21 @@ def wide_channels(matcher: Matcher, probe: Probe, radius_um: float = 150.0, most
     return out
 
 
-def regroup(sweep: Sweep, matcher: Matcher, fs: float, last: bool, min_spikes: int) -> list[Group]:
+def regroup(sweep: Sweep, matcher: Matcher, fs: float, last: bool, min_spikes: int, back: Back | None = None) -> list[Group]:
     """Units after splits and merges, each tested on cleaned features."""
 
     def parts(k: int) -> list[Group]:
         mine, real = np.flatnonzero(sweep.spikes.units == k), sweep.channels[k] >= 0
         if len(mine) < min_spikes:
             return []
-        group = Group(sweep.spikes.samples[mine], sweep.spikes.amplitudes[mine], sweep.features[mine][:, real], sweep.channels[k][real])
+        features, channels = sweep.features[mine][:, real], sweep.channels[k][real]
+        there = None if back is None else Displaced(sweep.knots[mine], features)
+        features = features if back is None or there is None else back(there, channels)
+        group = Group(sweep.spikes.samples[mine], sweep.spikes.amplitudes[mine], features, channels, there)
         return [group] if last else [group.part(p) for p in split(group, min_spikes)]
 
     groups = [g for found in in_order(parts, range(len(matcher.coefficients))) for g in found]
-    groups = merged(groups, matcher.coefficients.shape[1], fs)
+    groups = merged(groups, matcher.n_channels, fs, back)
     return groups if last else realigned(groups, matcher, fs)
 
 
@@ -283,12 +321,20 @@ def realigned(groups: list[Group], matcher: Matcher, fs: float) -> list[Group]:
     return [g for g, stays in zip(groups, left, strict=True) if stays]
 
 
-def rebuilt(groups: list[Group], matcher: Matcher, n_channels: int, rank: int, trough: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean waveforms (K, N, D), trimmed and denoised, of regrouped units, and their counts; too weak ones are dropped."""
+def rebuilt(groups: list[Group], matcher: Matcher, n_channels: int, rank: int, trough: int, follower: Follower | None = None) -> Bank:
+    """Mean waveforms, trimmed and denoised, of regrouped units; too weak ones are dropped."""
     waveforms = np.zeros((len(groups), n_channels, matcher.basis.shape[1]), np.float32)
     for waveform, g in zip(waveforms, groups, strict=True):
         waveform[g.channels] = trimmed_mean(g.features) @ matcher.basis
     counts = np.array([len(g.features) for g in groups], np.int64)
-    return denoised(waveforms, counts, rank, trough, MIN_NORM)
-
-
+    if follower is None:
+        return Bank(*denoised(waveforms, counts, rank, trough, MIN_NORM))
+    moved = np.zeros((len(groups), len(follower.knots_um), *waveforms.shape[1:]), np.float32)
+    for k, g in enumerate(groups):
+        at_knots = [low_rank(w, rank, 1.0 / len(g.samples)) for w in follower.learned(g, matcher.basis)]
+        assert g.there is not None
+        here = at_knots[follower.median_knot]
+        moved[k] = moved_by(np.array(at_knots), off_trough(here, trough))
+        norm = np.linalg.norm(moved[k], axis=(1, 2)) @ np.bincount(g.there.knots, minlength=len(moved[k])) / len(g.samples)
+        waveforms[k] = centred(here, trough) * norm / max(np.linalg.norm(here), 1e-6)  # as large as where it fires
+    return Bank(waveforms, counts, moved).select(np.linalg.norm(waveforms, axis=(1, 2)) > MIN_NORM)

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import platform
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from sortcore import matching
-from sortcore.ephys import curate, detect, preprocess
 from sortcore.ephys import deconvolve as pursuit
+from sortcore.ephys import detect, preprocess
+from sortcore.ephys.conclude import conclude
 from sortcore.ephys.config import SortConfig
+from sortcore.ephys.drift import find_motion
 from sortcore.ephys.fit import fit
 from sortcore.ephys.initialize import initialize
-from sortcore.ephys.waveforms import mean_waveforms
+from sortcore.ephys.sample import Sample, take_sample
 from sortcore.errors import ProbeError, RecordingError
 from sortcore.matching import Matcher
+from sortcore.moving import MovingMatcher, moving_matcher
 from sortcore.numerics import pick_device
 from sortcore.progress import Track, bars, silent
-from sortcore.recording import Chunk, Recording, array_recording, chunks
-from sortcore.types import Detections, FitLog, Model, Preprocessing, Priors, Probe, SortingResult, Spikes, Templates
-from sortcore.version import __version__
-from sortcore.workers import in_order
-
-STRETCH_SECONDS = 5.0  # of the sample, without a break
-PEAK_OVER_TROUGH = 1.3
-MOST_VALUES = 700_000_000  # of whitened sample held in memory at once: 1.4 GB, and as much for its residual
+from sortcore.recording import Recording, array_recording
+from sortcore.types import Detections, Model, Motion, Preprocessing, Probe, SortingResult, Spikes
 
 
 def sort(recording: Recording | np.ndarray, probe: Probe | None = None, config: SortConfig | None = None, *, fs: float | None = None,
@@ -52,25 +47,36 @@ def sort(recording: Recording | np.ndarray, probe: Probe | None = None, config: 
     clock.lap("learn noise")
     sample = take_sample(recording, whitener, config, track)
     clock.lap("preprocess")
-    events, find_new = detect_events(sample, learned, config, seed, track)
+    look = detector(sample, learned, config, seed)
+    events = look(sample.x, track)
     clock.lap("detect")
+    follower = find_motion(recording, whitener, sample, events, look, config.drift, track)
     before, after = template_window(recording.fs, config)
-    first = initialize(sample.x.numpy(), events, learned.probe, before, after, config.initialize)
+    clock.lap("drift")
+
+    def clusters(x: torch.Tensor, events: Detections | None = None) -> tuple[np.ndarray, np.ndarray]:
+        x = x if follower is None else follower.registered(x)
+        events = events if follower is None and events is not None else look(x)
+        return initialize(x.numpy(), events, learned.probe, before, after, config.initialize)
+
+    first = clusters(sample.x, events)
     clock.lap("initialize")
-    waveforms, priors, log = fit(sample.x, *first, learned.probe, recording.fs, config.fit, config.pursuit, before,
-                                 config.initialize.min_spikes, find_new, track)
+    matcher, priors, log = fit(sample.x, *first, learned.probe, recording.fs, config.fit, config.pursuit, before,
+                               config.initialize.min_spikes, clusters, follower, track)
     clock.lap("fit")
-    matcher = matching.prepare(waveforms, priors, recording.fs, config.pursuit.subsamples, config.pursuit.amplitude_prior)
     spikes = pursuit.deconvolve(sample.source(recording, whitener), recording.segment_lengths, matcher, before, recording.fs,
                                 config.pursuit, track)
     clock.lap("deconvolve")
-    return finish(recording, learned, matcher, priors, spikes, log, config, seed, clock, before, after)
+    result = conclude(recording, learned, matcher, priors, spikes, log, config, seed, before, after)
+    clock.lap("curate")
+    return replace(result, timings_s=dict(clock.laps))
 
 
 def deconvolve(recording: Recording | np.ndarray, model: Model, config: SortConfig | None = None, *, fs: float | None = None,
-               device: str = "auto", progress: bool | Track = True) -> Spikes:
+               motion: Motion | None = None, device: str = "auto", progress: bool | Track = True) -> Spikes:
     """Find the spikes of units that are known already, in the same or another recording of the same probe.
 
+    motion: of the tissue in this recording, from where it was in the model's median place (`SortingResult.motion` for its own)
     Raises RecordingError where the recording's channels or sampling rate are not those of the model.
     """
     config, track, torch_device = config or SortConfig(), tracker(progress), pick_device(device)
@@ -82,9 +88,18 @@ def deconvolve(recording: Recording | np.ndarray, model: Model, config: SortConf
             f"but the recording has {recording.n_channels} at {recording.fs:g} Hz."
         )
     whitener = preprocess.Whitener(p, torch_device)
-    matcher = matching.prepare(model.templates.dense(), model.priors, p.fs, config.pursuit.subsamples, config.pursuit.amplitude_prior)
+    matcher = model_matcher(model, motion, config)
     return pursuit.deconvolve(lambda c: whitener(recording, c), recording.segment_lengths, matcher, model.templates.trough, p.fs,
                               config.pursuit, track)
+
+
+def model_matcher(model: Model, motion: Motion | None, config: SortConfig) -> Matcher | MovingMatcher:
+    """The templates of a model made ready for matching, moving where the tissue does."""
+    fs, how = model.preprocessing.fs, (config.pursuit.subsamples, config.pursuit.amplitude_prior)
+    if motion is None or model.moving is None:
+        return matching.prepare(model.templates.dense(), model.priors, fs, *how)
+    m = model.moving
+    return moving_matcher(model.templates.dense(), m.dense(), m.knots_um, model.priors, motion, m.depths_um, fs, *how)
 
 
 def opened(recording: Recording | np.ndarray, fs: float | None, gain_uv: float) -> Recording:
@@ -126,144 +141,15 @@ class Clock:
         self.last = now
 
 
-@dataclass(frozen=True)
-class Sample:
-    """The whitened stretches on which templates are learned, end to end: x (N, T), and whether they are the whole recording."""
-
-    x: torch.Tensor
-    whole: bool
-
-    def source(self, recording: Recording, whitener: preprocess.Whitener) -> Callable[[Chunk], torch.Tensor]:
-        """A function that gives the whitened samples of any chunk, from memory where they are there."""
-        if self.whole:
-            return lambda c: self.x[:, c.start : c.stop].to(whitener.device, torch.float32)
-        return lambda c: whitener(recording, c)
-
-
-def take_sample(recording: Recording, whitener: preprocess.Whitener, config: SortConfig, track: Track) -> Sample:
-    """Whiten stretches spread evenly over the recording, as many as are asked for and fit in memory."""
-    n = len(whitener.preprocessing.channels)
-    size = config.pursuit.chunk_samples(recording.fs, n)
-    pieces = list(chunks(recording.segment_lengths, size))
-    wanted = int(min(config.fit.sample_seconds * recording.fs, MOST_VALUES / n) // size)
-    if len(pieces) > max(1, wanted):
-        block = max(1, int(STRETCH_SECONDS * recording.fs / size))  # so that few templates are cut at their ends
-        starts = np.linspace(0, len(pieces) - block, max(1, wanted // block)).astype(int)
-        chosen = [pieces[i] for i in np.unique((starts[:, None] + np.arange(block)).ravel())]
-    else:
-        chosen = pieces
-    places = np.r_[0, np.cumsum([c.stop - c.start for c in chosen])].tolist()
-    x = torch.empty((n, places[-1]), dtype=torch.float16)  # noise is 1, so half precision is plenty
-
-    def whiten(i: int) -> None:
-        x[:, places[i] : places[i + 1]] = whitener(recording, chosen[i])
-
-    deque(track(in_order(whiten, range(len(chosen))), "preprocess", len(chosen)), maxlen=0)
-    return Sample(x, len(chosen) == len(pieces))
-
-
 def template_window(fs: float, config: SortConfig) -> tuple[int, int]:
     return round(config.fit.before_ms * fs / 1000), round(config.fit.after_ms * fs / 1000)
 
 
-def detect_events(sample: Sample, learned: Preprocessing, config: SortConfig, seed: int, track: Track) -> tuple[Detections, Callable]:
-    """Events of the sample, and a function that clusters those of a residual into further waveforms."""
-    fs, probe = learned.fs, learned.probe
+def detector(sample: Sample, learned: Preprocessing, config: SortConfig, seed: int) -> Callable[..., Detections]:
+    """A function that finds the events of x (N, T) whitened, made from the sample's largest."""
+    fs, positions = learned.fs, learned.probe.positions_um
     some = sample.x[:, : int(10 * fs)].float().numpy()
     prototypes, trough = detect.learn_prototypes(some, int(0.0006 * fs), int(0.001 * fs), seed)
-    bank = detect.make_bank(prototypes, trough, probe, config.detect.radius_um)
-    threshold = detect.false_alarm_threshold(bank, config.detect, fs, probe.positions_um, seed)
-    before, after = template_window(fs, config)
-
-    def events(x: torch.Tensor, follow: Track) -> Detections:
-        return detect.detect_all(x, bank, threshold, config.detect, fs, probe.positions_um, follow)
-
-    def find_new(residual: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        return initialize(residual.numpy(), events(residual, silent), probe, before, after, config.initialize)
-
-    return events(sample.x, track), find_new
-
-
-def finish(recording: Recording, learned: Preprocessing, matcher: Matcher, priors: Priors, spikes: Spikes, log: FitLog, config: SortConfig,
-           seed: int, clock: Clock, before: int, after: int) -> SortingResult:
-    """Waveforms in microvolts, the unit table and the model, from the spikes that were found."""
-    n_samples = sum(recording.segment_lengths)
-    k = len(priors.amp_mean)
-    waveforms = matcher.waveforms()
-    slack = int(0.0006 * recording.fs)
-    averages = mean_waveforms(recording, learned, spikes, k, before + slack, after + slack)
-    spikes, waveforms, templates_uv = at_trough(spikes, waveforms, averages, before, after, slack, recording.segment_lengths)
-    keep = ~curate.duplicates(spikes, (matcher.coefficients != 0).any(axis=2), priors.amp_mean, recording.fs)
-    order = np.flatnonzero(keep)
-    order = order[np.argsort(depth(templates_uv[order], learned.probe), kind="stable")]
-    spikes = renumbered(spikes, order, k)
-    priors = Priors(*(getattr(priors, f)[order] for f in ("amp_mean", "amp_std", "rate_hz")))
-    waveforms, templates_uv = waveforms[order], templates_uv[order]
-    units = curate.measure(spikes, templates_uv, priors, matcher.threshold[order], matcher.parameters()[order], learned, n_samples,
-                           config.curate)
-    scale = np.abs(templates_uv[:, :, before]).max(axis=1, initial=0) / np.maximum(priors.amp_mean, 1e-9)
-    footprints, profiles = low_rank(waveforms, config.fit.rank)
-    model = Model(learned, Templates(footprints, profiles, before), priors, scale.astype(np.float32), templates_uv)
-    clock.lap("curate")
-    return SortingResult(spikes, units, model, float(recording.fs), tuple(recording.segment_lengths), config.to_dict(), seed, versions(),
-                         dict(clock.laps), log)
-
-
-def at_trough(spikes: Spikes, waveforms: np.ndarray, averages: np.ndarray, before: int, after: int, slack: int,
-              segment_lengths: tuple[int, ...]) -> tuple[Spikes, np.ndarray, np.ndarray]:
-    """Move each unit's times to the trough of its mean waveform (K, N, before + after + 1 + 2 slack) in microvolts.
-
-    No spike is moved out of its segment.
-    """
-    k = len(waveforms)
-    shifts = np.zeros(k, np.int64)
-    moved, templates = np.zeros_like(waveforms), np.zeros((k, averages.shape[1], before + after + 1), np.float32)
-    for u in range(k):
-        best = np.ptp(averages[u], axis=1).argmax()
-        around = averages[u, best, before : before + 2 * slack + 1]
-        # spikes are negative as a rule: a peak counts only where it clearly outdoes the trough
-        shifts[u] = (around.argmax() if around.max() > PEAK_OVER_TROUGH * -around.min() else around.argmin()) - slack
-        templates[u] = averages[u, :, slack + shifts[u] : slack + shifts[u] + before + after + 1]
-        moved[u] = np.roll(waveforms[u], -shifts[u], axis=1)
-        if shifts[u] > 0:
-            moved[u, :, -shifts[u] :] = 0
-        elif shifts[u] < 0:
-            moved[u, :, : -shifts[u]] = 0
-    edges = np.r_[0, np.cumsum(segment_lengths)]
-    segment = np.searchsorted(edges, spikes.samples, side="right") - 1
-    samples = np.clip(spikes.samples + shifts[spikes.units], edges[segment], edges[segment + 1] - 1)
-    spikes = replace(spikes, samples=samples)
-    return spikes.select(np.lexsort((spikes.units, samples))), moved, templates
-
-
-def depth(templates_uv: np.ndarray, probe: Probe) -> np.ndarray:
-    """(K,) order of units along the probe, shank by shank."""
-    if not len(templates_uv):
-        return np.zeros(0)
-    best = np.ptp(templates_uv, axis=2).argmax(axis=1)
-    return probe.shank[best] * 1e7 + probe.positions_um[best, 1]
-
-
-def renumbered(spikes: Spikes, order: np.ndarray, n_units: int) -> Spikes:
-    """Spikes of the units in `order`, which become 0, 1, ..."""
-    new = np.full(n_units, -1, np.int64)
-    new[order] = np.arange(len(order))
-    spikes = replace(spikes, units=new[spikes.units])
-    spikes = spikes.select(spikes.units >= 0)
-    return spikes.select(np.lexsort((spikes.units, spikes.samples)))
-
-
-def low_rank(waveforms: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Footprints (K, N, R) and profiles (K, R, D) of waveforms (K, N, D)."""
-    u, s, v = np.linalg.svd(waveforms, full_matrices=False)
-    r = min(rank, s.shape[1]) if len(s) else rank
-    touched = (waveforms != 0).any(axis=2)[:, :, None]  # no rounding on the channels a unit does not touch
-    return (u[:, :, :r] * s[:, None, :r] * touched).astype(np.float32), v[:, :r].astype(np.float32)
-
-
-def versions() -> dict[str, str]:
-    import numba
-    import scipy
-
-    return {"sortcore": __version__, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-            "scipy": scipy.__version__, "numba": numba.__version__}
+    bank = detect.make_bank(prototypes, trough, learned.probe, config.detect.radius_um)
+    threshold = detect.false_alarm_threshold(bank, config.detect, fs, positions, seed)
+    return lambda x, track=silent: detect.detect_all(x, bank, threshold, config.detect, fs, positions, track)

@@ -1,0 +1,185 @@
+"""How the tissue moves along the probe, from the spikes that are detected.
+
+Events are placed in depth by the centre of mass of their size. Histograms of depth and size, one each few seconds, are
+compared pair by pair; the displacement of every time that best explains all pairs is the motion ("decentralised
+registration", Varol et al. 2021). Long probes are cut into overlapping windows of depth, each with a motion of its own.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter, median_filter
+
+from sortcore.ephys.config import DriftConfig
+from sortcore.ephys.follow import Follower, make_follower
+from sortcore.ephys.preprocess import Whitener
+from sortcore.ephys.sample import Sample
+from sortcore.progress import Track, silent
+from sortcore.recording import Chunk, Recording, chunks
+from sortcore.types import Detections, Motion, Preprocessing, Probe
+from sortcore.workers import in_order
+
+NEAR_UM = 100.0  # contacts that an event is placed by
+HALF_MS = 0.4  # on either side of its trough
+SIZES = 8  # of events told apart in a histogram
+BLUR_UM = 4.0
+SOLVING_ROUNDS = 5
+RUNNING_BINS = 5
+OFF_UM = 4.0  # a pair of times that disagrees with the rest by more counts for little
+MOST_BINS = 1500  # of a long recording
+FEWEST_EVENTS = 20  # a time bin
+SCANNED = 0.5  # of a recording that is longer than its sample
+
+
+def find_motion(recording: Recording, whitener: Whitener, sample: Sample, events: Detections, look: Callable[[torch.Tensor], Detections],
+                config: DriftConfig, track: Track = silent) -> Follower | None:
+    """Motion of the tissue, made ready to be followed; None where there is none to speak of.
+
+    events: those of the sample; look: finds the events of x (N, T) whitened
+    What following leaves is estimated again, because an event between contacts is placed too near to the nearer one.
+    """
+    learned = whitener.preprocessing
+    probe = learned.probe
+    if not config.follow or max(np.ptp(probe.positions_um[probe.shank == s, 1]) for s in np.unique(probe.shank)) < config.least_depth_um:
+        return None
+    motion, follower, x = None, None, sample.x
+    for i in range(config.rounds):
+        if sample.whole:
+            if follower is not None:
+                x = follower.registered(sample.x)
+                events = look(x)
+            seen = (sample.times_s[events.samples], *places(x.numpy(), events.samples, events.channels, learned))
+        else:
+            seen = scan(recording, whitener, follower, look, config, track, f"motion {i + 1} of {config.rounds}")
+        more = estimate(*seen, sample.duration_s, learned.probe, config)
+        if more is None:
+            break
+        motion = more if motion is None else corrected(motion, more)
+        follower = make_follower(motion, learned, sample.times_s)
+    return follower
+
+
+def scan(recording: Recording, whitener: Whitener, follower: Follower | None, look: Callable[[torch.Tensor], Detections],
+         config: DriftConfig, track: Track, stage: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(S,) times in s, depths in um and sizes of the events in a part of every time bin of a long recording."""
+    fs = recording.fs
+    pieces = list(chunks(recording.segment_lengths, int(config.bin_seconds * fs)))
+
+    def see(c: Chunk) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        part = Chunk(c.start, min(c.stop, c.start + int(SCANNED * config.bin_seconds * fs)), c.first, c.last)
+        x = whitener(recording, part).cpu()
+        times = (np.arange(part.start, part.stop) / fs).astype(np.float32)
+        x = x if follower is None else follower.registered(x, times)
+        events = look(x)
+        return times[events.samples], *places(x.numpy(), events.samples, events.channels, whitener.preprocessing)
+
+    found = track(in_order(see, pieces), stage, len(pieces))
+    times, depths, sizes = (np.concatenate(part) for part in zip(*found, strict=True))
+    return times, depths, sizes
+
+
+def places(x: np.ndarray, samples: np.ndarray, channels: np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
+    """(S,) depth in um and (S,) size in microvolts of events (S,) of x (N, T) whitened."""
+    probe, half = preprocessing.probe, int(HALF_MS * preprocessing.fs / 1000)
+    inverse = np.linalg.pinv(preprocessing.whitening.astype(np.float64)).astype(np.float32)
+    distance = np.linalg.norm(probe.positions_um[:, None] - probe.positions_um[None], axis=2)
+    near = (distance <= NEAR_UM) & (probe.shank[:, None] == probe.shank[None])
+    depth, size = np.full(len(samples), np.nan), np.zeros(len(samples))
+
+    def on_channel(c: int) -> None:
+        mine = np.flatnonzero((channels == c) & (samples >= half) & (samples < x.shape[1] - half))
+        own = np.flatnonzero(near[c])
+        for part in np.array_split(mine, 1 + len(mine) // 2000):
+            snippets = x[own[None, :, None], samples[part, None, None] + np.arange(-half, half + 1)].astype(np.float32)
+            raw = np.einsum("mn,snt->smt", inverse[np.ix_(own, own)], snippets)
+            peak = np.ptp(raw, axis=2)
+            weight = np.maximum(peak - np.quantile(peak, 0.2, axis=1, keepdims=True), 0) ** 2
+            depth[part] = weight @ probe.positions_um[own, 1] / np.maximum(weight.sum(axis=1), 1e-9)
+            size[part] = peak.max(axis=1)
+
+    deque(in_order(on_channel, np.unique(channels).tolist()), maxlen=0)
+    return depth, size
+
+
+def estimate(times_s: np.ndarray, depth_um: np.ndarray, size: np.ndarray, duration_s: float, probe: Probe,
+             config: DriftConfig) -> Motion | None:
+    """The motion that events at times, depths and sizes (S,) tell of; None where it is too little to follow."""
+    known = np.isfinite(depth_um)
+    times_s, depth_um, size = times_s[known], depth_um[known], size[known]
+    low, high = probe.positions_um[:, 1].min(), probe.positions_um[:, 1].max()
+    n_bins = min(int(duration_s / config.bin_seconds), MOST_BINS)
+    if n_bins < 3 or len(times_s) < FEWEST_EVENTS * n_bins:
+        return None
+    n_windows = max(1, round((high - low) / config.window_um))
+    centres = low + (np.arange(n_windows) + 0.5) * (high - low) / n_windows
+    bins = np.minimum((times_s / duration_s * n_bins).astype(int), n_bins - 1)
+    images = histograms(bins, depth_um, size, n_bins, low, high, config)
+    rows = low + (np.arange(images.shape[1]) + 0.5) * config.step_um
+    horizon = int(config.horizon_seconds * n_bins / duration_s)
+    displacement = np.empty((n_bins, n_windows))
+    for v, centre in enumerate(centres):
+        weight = np.exp(-0.5 * ((rows - centre) / (0.5 * config.window_um)) ** 2) if n_windows > 1 else np.ones(len(rows))
+        near = np.flatnonzero(weight > 0.03)
+        part = slice(near[0], near[-1] + 1)
+        displacement[:, v] = registered(images[:, part] * weight[None, part, None], config, horizon)
+    displacement -= np.median(displacement, axis=0)
+    spread = np.quantile(displacement, 0.95, axis=0) - np.quantile(displacement, 0.05, axis=0)
+    if spread.max() < config.smallest_um:
+        return None
+    return Motion((np.arange(n_bins) + 0.5) * duration_s / n_bins, centres, displacement)
+
+
+def corrected(motion: Motion, left: Motion) -> Motion:
+    """A motion and what is left when it is followed, which varies slowly, or at once with it: its running median is free of noise."""
+    return replace(motion, displacement_um=motion.displacement_um + median_filter(left.displacement_um, (RUNNING_BINS, 1), mode="nearest"))
+
+
+def histograms(bins: np.ndarray, depth_um: np.ndarray, size: np.ndarray, n_bins: int, low: float, high: float,
+               config: DriftConfig) -> np.ndarray:
+    """(bins, depths, sizes) square roots of how many events there are, a little blurred."""
+    edges = np.quantile(np.log(size), np.linspace(0, 1, SIZES + 1)[1:-1])
+    rows = int(np.ceil((high - low) / config.step_um)) + 1
+    row = np.clip(((depth_um - low) / config.step_um).astype(int), 0, rows - 1)
+    out = np.zeros((n_bins, rows, SIZES))
+    np.add.at(out, (bins, row, np.searchsorted(edges, np.log(size))), 1)
+    return gaussian_filter(np.sqrt(gaussian_filter(out, (0, BLUR_UM / config.step_um, 0.5), mode="constant")), (0, 1, 0), mode="constant")
+
+
+def registered(images: np.ndarray, config: DriftConfig, horizon: int) -> np.ndarray:
+    """(B,) displacement in um that best explains how images (B, rows, sizes), up to `horizon` apart, are shifted against each other."""
+    n_bins, rows, _ = images.shape
+    most = min(int(config.largest_um / config.step_um), rows - 1)
+    norm = np.sqrt((images**2).sum(axis=(1, 2)))
+    spectra = np.fft.rfft(images / np.maximum(norm, 1e-9)[:, None, None], rows + most, axis=1).astype(np.complex64)
+    shifts, weights = np.zeros((n_bins, n_bins)), np.zeros((n_bins, n_bins))
+
+    def against_later(i: int) -> None:
+        js = slice(i + 1, min(n_bins, i + 1 + horizon))
+        product = np.einsum("jfs,fs->jf", spectra[js], spectra[i].conj())
+        correlation = np.fft.irfft(product, rows + most, axis=1)
+        around = np.concatenate([correlation[:, -most:], correlation[:, : most + 1]], axis=1)  # how much deeper bin j is than i
+        best = np.clip(around.argmax(axis=1), 1, 2 * most - 1)
+        left, top, right = (around[np.arange(len(best)), best + d] for d in (-1, 0, 1))
+        curve = left - 2 * top + right
+        shifts[i, js] = (best - most + np.where(curve < 0, 0.5 * (left - right) / np.minimum(curve, -1e-12), 0)) * config.step_um
+        weights[i, js] = np.maximum(top, 0) ** 4
+
+    deque(in_order(against_later, range(n_bins - 1)), maxlen=0)
+    return solved(shifts, weights)
+
+
+def solved(shifts: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(B,) positions p with p[j] - p[i] = shifts[i, j] as well as weights (B, B) allow; pairs far off count less each round."""
+    n, w = len(shifts), weights
+    p = np.zeros(n)
+    for _ in range(SOLVING_ROUNDS):
+        both = w + w.T
+        laplacian = np.diag(both.sum(axis=1)) - both + 1e-9 * max(both.sum(), 1e-12) * np.eye(n)
+        p = np.linalg.solve(laplacian, (w * shifts).sum(axis=0) - (w * shifts).sum(axis=1))
+        w = weights / (1 + ((p[None] - p[:, None] - shifts) / OFF_UM) ** 2)
+    return p - np.median(p)
