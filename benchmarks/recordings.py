@@ -9,6 +9,7 @@ with KIND one of
     si-still, si-drift   SpikeInterface's generate_drifting_recording, before and after a zigzag drift of 40 um
     si-tetrode           SpikeInterface's generate_ground_truth_recording on a tetrode
     sortcore             this project's own simulator
+    sortcore-drift       the same with non-rigid drift: a zigzag of 30 um and a jump of 10 um at one end, a third of it at the other
 """
 
 from __future__ import annotations
@@ -192,16 +193,17 @@ def generate_tetrode_recording(spec: Spec) -> Generated:
         generate_sorting_kwargs={"firing_rates": (2.0, 15.0), "refractory_period_ms": 3.0}))
 
 
-def generate_sortcore_recording(spec: Spec) -> Generated:
+def generate_sortcore_recording(spec: Spec, moving: bool) -> Generated:
     """This project's simulator, on the lowest contacts of a Neuropixels 1.0 probe."""
     import probeinterface
     from spikeinterface.core import NumpyRecording
 
     from sortcore.probes import load_probe
-    from sortcore.simulate import simulate
+    from sortcore.simulate import drifting, simulate
 
     probe = load_probe("neuropixels1").select(np.arange(spec.channels))
-    made = simulate(probe, spec.seconds, spec.units, fs=FS, seed=spec.seed)
+    motion = drifting(probe, spec.seconds, 30.0, spec.seconds / 2, 10.0, rigid=1 / 3) if moving else None
+    made = simulate(probe, spec.seconds, spec.units, fs=FS, motion=motion, seed=spec.seed)
     contacts = probeinterface.Probe(ndim=2, si_units="um")
     contacts.set_contacts(probe.positions_um, shapes="square", shape_params={"width": 12})
     contacts.set_device_channel_indices(np.arange(spec.channels))
@@ -214,5 +216,6 @@ GENERATORS: dict[str, Callable[[Spec], Generated]] = {
     "si-still": lambda spec: generate_probe_recording(spec, moving=False),
     "si-drift": lambda spec: generate_probe_recording(spec, moving=True),
     "si-tetrode": generate_tetrode_recording,
-    "sortcore": generate_sortcore_recording,
+    "sortcore": lambda spec: generate_sortcore_recording(spec, moving=False),
+    "sortcore-drift": lambda spec: generate_sortcore_recording(spec, moving=True),
 }

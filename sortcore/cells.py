@@ -101,24 +101,41 @@ def draw_cell(rng: np.random.Generator) -> Cell:
     return Cell(sources, np.concatenate([[1.0], weights]), delays, slowness, shape)
 
 
-def draw_waveform(rng: np.random.Generator, probe: Probe, home: int, fs: float) -> Waveform:
-    """The waveform of a random cell near contact `home`, seen by that contact's shank only."""
+@dataclass(frozen=True)
+class Neuron:
+    """A cell in its place: its soma (3,) in um, the shank that sees it, and the scale and time at which its trough is -1 at 0 ms."""
+
+    cell: Cell
+    soma: np.ndarray
+    shank: int
+    scale: float
+    peak_ms: float
+
+    def waveform(self, probe: Probe, fs: float, moved_um: float = 0.0) -> Waveform:
+        """What the probe records of it, with the tissue moved along the probe towards larger depth."""
+        mine = np.flatnonzero(probe.shank == self.shank)
+        contacts = np.column_stack([probe.positions_um[mine], np.zeros(len(mine))]) - self.soma - [0.0, moved_um, 0.0]
+        trough, length = template_size(fs)
+        shifts = np.arange(SUBSAMPLES) / SUBSAMPLES - 0.5
+        times = (np.arange(length)[None] - trough - shifts[:, None]) * 1e3 / fs + self.peak_ms  # (SUBSAMPLES, D)
+        wave = self.cell.field(contacts, times.ravel()).reshape(len(mine), *times.shape) * fade(length) * self.scale
+        touched = np.abs(wave).max(axis=(1, 2)) >= SMALLEST
+        touched[np.abs(wave).max(axis=(1, 2)).argmax()] = True
+        channels = slice(int(mine[touched].min()), int(mine[touched].max()) + 1)
+        stack = np.zeros((SUBSAMPLES, length, channels.stop - channels.start), np.float32)
+        stack[:, :, mine[touched] - channels.start] = wave[touched].transpose(1, 2, 0)
+        return Waveform(channels, stack)
+
+
+def draw_neuron(rng: np.random.Generator, probe: Probe, home: int) -> Neuron:
+    """A random cell near contact `home`, seen by that contact's shank only."""
     cell = draw_cell(rng)
     soma = np.append(probe.positions_um[home] + rng.normal(0, 9, 2), rng.uniform(12, 30))
-    mine = np.flatnonzero(probe.shank == probe.shank[home])
-    contacts = np.column_stack([probe.positions_um[mine], np.zeros(len(mine))]) - soma
+    shank = int(probe.shank[home])
+    contacts = np.column_stack([probe.positions_um[probe.shank == shank], np.zeros((probe.shank == shank).sum())]) - soma
     fine = np.arange(-0.5, 0.5, 0.002)
     near = cell.field(contacts, fine)
-    peak, depth = fine[near.min(axis=0).argmin()], -near.min()
-    trough, length = template_size(fs)
-    shifts = np.arange(SUBSAMPLES) / SUBSAMPLES - 0.5
-    times = (np.arange(length)[None] - trough - shifts[:, None]) * 1e3 / fs + peak  # (SUBSAMPLES, D)
-    wave = cell.field(contacts, times.ravel()).reshape(len(mine), *times.shape) * fade(length) / depth
-    touched = np.abs(wave).max(axis=(1, 2)) >= SMALLEST
-    channels = slice(int(mine[touched].min()), int(mine[touched].max()) + 1)
-    stack = np.zeros((SUBSAMPLES, length, channels.stop - channels.start), np.float32)
-    stack[:, :, mine[touched] - channels.start] = wave[touched].transpose(1, 2, 0)
-    return Waveform(channels, stack)
+    return Neuron(cell, soma, shank, float(-1 / near.min()), float(fine[near.min(axis=0).argmin()]))
 
 
 def fade(length: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from sortcore.types import LABELS, SortingResult
+from sortcore.types import LABELS, Motion, SortingResult
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito, told apart by the colour-blind
 LABEL_COLORS = {"good": "#0072B2", "mua": "#D55E00", "noise": "#777777"}
@@ -249,3 +249,25 @@ def draw_amplitudes(ax: Axes, result: SortingResult, unit: int, color: str, max_
     draw_segment_ends(ax, result)
     ax.set_xlim(0, max(result.duration_s, 1e-9))
     ax.set_ylim(0, 1.15 * max(float(np.abs(result.amplitudes_uv[mine]).max(initial=0)), 1e-3))
+
+
+def draw_motion(ax: Axes, motion: Motion) -> None:
+    """Displacement over time, a line for each depth of the estimate, the deeper the darker."""
+    n = len(motion.depths_um)
+    for v, depth in enumerate(motion.depths_um):
+        ax.plot(motion.times_s, motion.displacement_um[:, v], color=str(0.75 * (1 - (v + 1) / n)), linewidth=1.2, label=f"{depth:.0f} µm")
+    if 1 < n <= 12:
+        ax.legend(title="depth", fontsize=7, title_fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    tidy(ax, "Motion of the tissue", "", "displacement (µm)")
+    ax.grid(axis="y", color="#EEEEEE", linewidth=0.8)
+
+
+def draw_moving_spikes(ax: Axes, result: SortingResult, motion: Motion, max_spikes: int) -> None:
+    """Spikes over time at the depth where their unit was on the probe."""
+    spikes = result.spikes.select(slice(None, None, 1 + len(result.spikes) // max_spikes))
+    times, colors = spikes.samples / result.fs, unit_colors(result)
+    for u in np.unique(spikes.units):
+        mine, home = spikes.units == u, float(result.units.position_um[u, 1])
+        ax.scatter(times[mine], home + motion.over(times[mine], home), s=1.5, c=str(colors[u]), linewidths=0, rasterized=True)
+    draw_segment_ends(ax, result)
+    tidy(ax, "Spikes where they were", "time (s)", "depth (µm)")

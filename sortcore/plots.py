@@ -25,6 +25,8 @@ from sortcore.panels import (
     draw_autocorrelogram,
     draw_depth_amplitude,
     draw_gallery,
+    draw_motion,
+    draw_moving_spikes,
     draw_probe,
     draw_quality,
     draw_raster,
@@ -73,6 +75,20 @@ def plot_raster(result: SortingResult, max_spikes: int = 30000) -> Figure:
     """Spikes of every unit over time, by depth; the first `max_spikes` of them."""
     figure = new_figure(11, float(np.clip(0.14 * result.n_units, 3, 14)))
     draw_raster(figure.add_subplot(), result, max_spikes)
+    return figure
+
+
+def plot_motion(result: SortingResult, max_spikes: int = 30000) -> Figure:
+    """How the tissue moved over time, at each depth that moves by itself, and every unit's spikes where they were on the probe.
+
+    Raises ValueError where no motion was seen.
+    """
+    if result.motion is None:
+        raise ValueError("The tissue was not seen to move: the result has no motion.")
+    figure = new_figure(11, 7)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
+    draw_motion(top, result.motion)
+    draw_moving_spikes(bottom, result, result.motion, max_spikes)
     return figure
 
 
@@ -203,7 +219,8 @@ def draw_card(figure: Figure, result: SortingResult, unit: int, color: str, left
 
 
 def save_report(result: SortingResult, folder: str | Path, dpi: int = 110) -> list[Path]:
-    """Draw summary.png and units_01.png, units_02.png, ... (fifteen units each, by depth) in a folder; returns the files.
+    """Draw summary.png, motion.png where the tissue moved, and units_01.png, units_02.png, ... (fifteen units each, by depth) in a
+    folder; returns the files.
 
     Pictures of the same names are replaced. Raises OutputError where the folder cannot be written.
     """
@@ -214,7 +231,10 @@ def save_report(result: SortingResult, folder: str | Path, dpi: int = 110) -> li
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("units_[0-9][0-9]*.png"):
             old.unlink()
+        (folder / "motion.png").unlink(missing_ok=True)
         files.append(save_figure(plot_summary(result), folder / "summary.png", dpi))
+        if result.motion is not None:
+            files.append(save_figure(plot_motion(result), folder / "motion.png", dpi))
         for i, page in enumerate(pages):
             files.append(save_figure(plot_units(result, page), folder / f"units_{i + 1:02d}.png", dpi))
     return files

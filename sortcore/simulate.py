@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.signal import lfilter
 
-from sortcore.cells import SUBSAMPLES, Waveform, draw_waveform, template_size
+from sortcore.cells import SUBSAMPLES, Neuron, Waveform, draw_neuron, template_size
 from sortcore.errors import ConfigError
 from sortcore.probes import load_probe
 from sortcore.recording import ArrayRecording, array_recording
-from sortcore.types import Probe
+from sortcore.types import Motion, Probe
 
 REFRACTORY_S = 0.0022
 MAX_RATE_HZ = 200.0
@@ -43,6 +43,7 @@ class Simulation:
     trough: sample of a template that a spike's time refers to
     snr: (K,) depth of the trough over the noise's standard deviation, on the best channel, unfiltered
     noise_uv: standard deviation of the noise
+    motion: how the tissue moved, None where it stayed; templates_uv are of tissue that has not moved
     """
 
     data: np.ndarray
@@ -57,6 +58,7 @@ class Simulation:
     trough: int
     snr: np.ndarray
     noise_uv: float
+    motion: Motion | None = None
 
     @property
     def n_units(self) -> int:
@@ -77,7 +79,7 @@ class Simulation:
 
 def simulate(probe: Probe, seconds: float, n_units: int, *, fs: float = 30000.0, noise_uv: float = 8.0,
              snr: tuple[float, float] = (5.0, 20.0), rate_hz: tuple[float, float] = (1.0, 12.0), bursting: float = 0.25,
-             gain_uv: float = 0.195, seed: int = 0) -> Simulation:
+             gain_uv: float = 0.195, motion: Motion | None = None, seed: int = 0) -> Simulation:
     """A recording of `n_units` cells near the probe.
 
     noise_uv: standard deviation of the noise in microvolts; coloured, and shared by neighbouring contacts
@@ -85,6 +87,7 @@ def simulate(probe: Probe, seconds: float, n_units: int, *, fs: float = 30000.0,
     rate_hz: range of the mean firing rates, evenly spread in log
     bursting: share of the units that fire in bursts, within which amplitudes fall
     gain_uv: microvolts per stored unit
+    motion: of the tissue with its cells, such as `drifting` makes
 
     The same arguments give the same bytes. Raises ConfigError for arguments out of range.
     """
@@ -92,7 +95,8 @@ def simulate(probe: Probe, seconds: float, n_units: int, *, fs: float = 30000.0,
     cells, trains, noise = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
     n_samples = round(seconds * fs)
     depth_uv = noise_uv * log_spread(cells, snr, n_units)
-    waves = draw_units(cells, probe, depth_uv, fs)
+    neurons = draw_units(cells, probe, n_units, fs)
+    waves = [neuron.waveform(probe, fs).scaled(size) for neuron, size in zip(neurons, depth_uv, strict=True)]
     trough, length = template_size(fs)
     rates = log_spread(trains, rate_hz, n_units)
     bursts = trains.permutation(n_units) < round(bursting * n_units)
@@ -100,7 +104,14 @@ def simulate(probe: Probe, seconds: float, n_units: int, *, fs: float = 30000.0,
     voltage = coloured_noise(noise, probe, n_samples, noise_uv)
     for k, wave in enumerate(waves):
         mine = units == k
-        add_unit(voltage, wave, samples[mine] - trough, subs[mine], amplitudes[mine])
+        if motion is None:
+            add_unit(voltage, wave, samples[mine] - trough, subs[mine], amplitudes[mine])
+            continue
+        moved = np.round(motion.over(samples[mine] / fs, float(neurons[k].soma[1])))
+        for um in np.unique(moved):
+            then = np.flatnonzero(mine)[moved == um]
+            there = neurons[k].waveform(probe, fs, um).scaled(depth_uv[k])
+            add_unit(voltage, there, samples[then] - trough, subs[then], amplitudes[then])
     voltage /= np.float32(gain_uv)
     data = np.clip(np.rint(voltage, out=voltage), -32768, 32767, out=voltage).astype(np.int16)
     shifts = (subs / SUBSAMPLES - 0.5).astype(np.float32)
@@ -108,7 +119,20 @@ def simulate(probe: Probe, seconds: float, n_units: int, *, fs: float = 30000.0,
     for k, wave in enumerate(waves):
         templates[k] = wave.template(probe.n_channels)
     return Simulation(data, float(fs), gain_uv, probe, samples, shifts, units, amplitudes, templates, trough,
-                      depth_uv / noise_uv if noise_uv else np.full(n_units, np.inf), noise_uv)
+                      depth_uv / noise_uv if noise_uv else np.full(n_units, np.inf), noise_uv, motion)
+
+
+def drifting(probe: Probe, seconds: float, drift_um: float = 20.0, period_s: float = 60.0, jump_um: float = 0.0,
+             rigid: float = 1.0) -> Motion:
+    """Motion of tissue: a zigzag of `drift_um` from end to end, and a jump at half time.
+
+    rigid: share of the motion of the contacts of least depth_um that those of largest take part in
+    """
+    times = np.arange(0.05, seconds, 0.1)
+    zigzag = 0.5 * drift_um * (4 * np.abs((times / period_s + 0.25) % 1 - 0.5) - 1) + jump_um * (times > seconds / 2)
+    zigzag -= np.median(zigzag)
+    low, high = probe.positions_um[:, 1].min(), probe.positions_um[:, 1].max()
+    return Motion(times, np.array([low, high]), zigzag[:, None] * np.array([1.0, rigid]))
 
 
 def demo_simulation(seed: int = 0) -> Simulation:
@@ -160,25 +184,26 @@ def log_spread(rng: np.random.Generator, span: tuple[float, float], n: int) -> n
     return np.exp(np.log(span[0]) + np.log(span[1] / span[0]) * (rng.permutation(n) + rng.uniform(size=n)) / max(n, 1))
 
 
-def draw_units(rng: np.random.Generator, probe: Probe, depth_uv: np.ndarray, fs: float) -> list[Waveform]:
-    """K waveforms in microvolts, as deep as asked, from cells all over the probe and unlike each other."""
-    waves: list[Waveform] = []
-    homes = np.resize(rng.permutation(probe.n_channels), len(depth_uv))
+def draw_units(rng: np.random.Generator, probe: Probe, n_units: int, fs: float) -> list[Neuron]:
+    """Cells all over the probe, with waveforms unlike each other."""
+    neurons: list[Neuron] = []
+    homes = np.resize(rng.permutation(probe.n_channels), n_units)
     known = None
     for k, home in enumerate(homes.tolist()):
         draws = []
         for _ in range(TRIES):
-            wave = draw_waveform(rng, probe, home, fs)
+            neuron = draw_neuron(rng, probe, home)
+            wave = neuron.waveform(probe, fs)
             flat = wave.template(probe.n_channels).ravel()
             flat /= np.linalg.norm(flat)
             known = np.zeros((len(homes), len(flat)), np.float32) if known is None else known
             # A cell whose positive peak rivals its trough has no clear time: it comes behind all others.
-            draws.append((float((known[:k] @ flat).max(initial=-1.0)) + (wave.stack.max() > MAX_PEAK), wave, flat))
+            draws.append((float((known[:k] @ flat).max(initial=-1.0)) + (wave.stack.max() > MAX_PEAK), neuron, flat))
             if draws[-1][0] < MAX_COSINE:
                 break
-        _, wave, known[k] = min(draws, key=lambda draw: draw[0])  # type: ignore[index]
-        waves.append(wave.scaled(depth_uv[k]))
-    return waves
+        _, neuron, known[k] = min(draws, key=lambda draw: draw[0])  # type: ignore[index]
+        neurons.append(neuron)
+    return neurons
 
 
 def draw_spikes(rng: np.random.Generator, rates: np.ndarray, bursts: np.ndarray, n_samples: int, fs: float, before: int,

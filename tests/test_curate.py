@@ -15,13 +15,13 @@ SECONDS = 100
 T = int(FS) * SECONDS
 
 
-def spikes_of(trains):
+def spikes_of(trains, scores=20.0):
     """Spikes of units given as trains of samples, in order of time."""
     samples, units = np.concatenate(trains), np.repeat(np.arange(len(trains)), [len(t) for t in trains])
     order = np.lexsort((units, samples))
     n = len(samples)
     return Spikes(samples[order].astype(np.int64), np.zeros(n, np.float32), units[order], np.full(n, 15, np.float32),
-                  np.ones(n, np.float32))
+                  np.full(n, scores, np.float32))
 
 
 def poisson(seed, rate, refractory_s=0.0):
@@ -69,14 +69,14 @@ def noise():
                          np.full(3, np.inf))
 
 
-def table(noise, trains, amp_mean=None, threshold=5.0, amp_std=1.5, parameters=0):
+def table(noise, trains, amp_mean=None, threshold=5.0, amp_std=1.5, parameters=0, scores=20.0):
     k = len(trains)
     waves = np.zeros((k, 3, 10), np.float32)
     waves[np.arange(k), np.arange(k) % 3, 4] = -100
     waves[np.arange(k), np.arange(k) % 3, 7] = 30
     mean = np.full(k, 15.0) if amp_mean is None else np.asarray(amp_mean, float)
     priors = Priors(mean, np.full(k, amp_std), np.full(k, 10.0))
-    return curate.measure(spikes_of(trains), waves, priors, np.full(k, threshold), np.full(k, parameters), noise, T, CurateConfig())
+    return curate.measure(spikes_of(trains, scores), waves, priors, np.full(k, threshold), np.full(k, parameters), noise, T, CurateConfig())
 
 
 def test_the_table_of_units(noise):
@@ -104,24 +104,26 @@ def test_missed_spikes_are_those_below_the_threshold(noise):
     trains = [poisson(s, 10, 0.003) for s in range(3)]
     units = table(noise, trains, amp_mean=[6.0, 5.0, 30.0], amp_std=1e-6)
     np.testing.assert_allclose(units.missed, [0.1587, 0.5, 0], atol=1e-3)  # unit noise around each amplitude
-    assert units.label.tolist() == ["good", "noise", "good"], "5 is under the smallest size"
+    assert units.label.tolist() == ["good", "mua", "good"], "half of its spikes are lost"
     assert table(noise, trains[:1], amp_mean=[8.0], threshold=8.0).label.tolist() == ["mua"]
 
 
 def test_labels():
     config = CurateConfig()
-    count, snr = np.array([100] * 4 + [5, 100]), np.array([10, 10, 10, 5.0, 10, 10])
-    share, missed, evidence = np.array([0, 0.3, 0, 0.3, 0, 0]), np.array([0, 0, 0.4, 0, 0, 0]), np.array([1, 1, 1, 1, 1, -1.0])
-    assert curate.labels(count, snr, share, missed, evidence, config).tolist() == ["good", "mua", "mua", "noise", "noise", "noise"]
-    loose = replace(config, max_contamination=0.5, max_missed=0.5, min_snr=0.0, min_spikes=0)
+    count, snr = np.array([100] * 4 + [5, 100, 100]), np.array([10, 10, 10, 4.0, 10, 10, 10])
+    share, missed = np.array([0, 0.3, 0, 0.3, 0, 0, 0]), np.array([0, 0, 0.4, 0, 0, 0, 0])
+    evidence = np.array([1000, 1000, 1000, 1000, 1000, -1.0, 300])  # the last: too little a spike
+    names = ["good", "mua", "mua", "noise", "noise", "noise", "noise"]
+    assert curate.labels(count, snr, share, missed, evidence, config).tolist() == names
+    loose = replace(config, max_contamination=0.5, max_missed=0.5, min_snr=0.0, min_spikes=0, min_evidence=0.0)
     assert set(curate.labels(count, snr, share, missed, np.abs(evidence), loose)) == {"good"}
 
 
 def test_evidence_is_the_gain_less_what_the_parameters_cost(noise):
     trains = [poisson(s, rate, 0.003) for s, rate in enumerate((2, 20))]
-    units = table(noise, trains, parameters=40)
-    cost = 0.5 * 40 * np.log(T)
-    np.testing.assert_allclose(units.evidence, [len(t) - cost for t in trains])
+    units = table(noise, trains, parameters=1000)
+    cost = 0.5 * 1000 * np.log(T)
+    np.testing.assert_allclose(units.evidence, [20.0 * len(t) - cost for t in trains])
     assert units.label.tolist() == ["noise", "good"], "too few spikes to pay for a waveform"
 
 

@@ -31,8 +31,9 @@ def planted():
 
 
 def run(x, waveforms, counts, iterations=3, **more):
-    return stage.fit(x, np.asarray(waveforms, np.float32), np.asarray(counts), column(N), FS, FitConfig(iterations=iterations),
-                     PursuitConfig(), BEFORE, 10, **more)
+    matcher, priors, log = stage.fit(x, np.asarray(waveforms, np.float32), np.asarray(counts), column(N), FS,
+                                     FitConfig(iterations=iterations), PursuitConfig(), BEFORE, 10, **more)
+    return matcher.waveforms(), priors, log
 
 
 def blurred(waves, sizes=SIZES, seed=1, amount=0.4):

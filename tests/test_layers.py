@@ -14,10 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # Lowest first. A module of the engine that is not named here must be a stage.
 LAYERS = (
     {"errors", "types", "version"},
-    {"recording", "progress", "workers", "numerics", "medians", "probes", "cluster", "groups", "spectra", "matching", "ephys.config"},
+    {"recording", "progress", "workers", "numerics", "medians", "probes", "cluster", "groups", "spectra", "matching", "moving", "follow",
+     "sample", "ephys.config"},
     {"model", "reference", "cells", "simulate", "metrics"},
     {"<stage>"},
-    {"ephys.pipeline"},
+    {"ephys.conclude", "ephys.pipeline"},
     {"export", "archive", "phy", "panels", "plots", "plots_probe", "report"},
 )
 # The package's front doors gather public names and are imported by no module of the engine.
@@ -75,7 +76,11 @@ def test_a_module_imports_only_from_its_layer_and_below(name: str) -> None:
         assert layer(other) <= layer(name), f"sortcore.{name} imports {imported}, of a layer above its own"
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if "." in name and name.rpartition(".")[2] not in ("config", "pipeline")])
+PIPELINE = ("conclude", "pipeline")
+STAGES = [name for name in MODULES if "." in name and name.rpartition(".")[2] not in ("config", *PIPELINE)]
+
+
+@pytest.mark.parametrize("name", STAGES)
 def test_stages_do_not_import_each_other(name: str) -> None:
     stages = {f"sortcore.{other}" for other in MODULES if "." in other and other.rpartition(".")[2] != "config"}
     assert not imports(MODULES[name]) & stages - {f"sortcore.{name}"}

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from matplotlib.text import Text
 
 from sortcore.errors import OutputError
 from sortcore.panels import COLORS, autocorrelogram, bar_length, depth_order, nearby_channels, unit_colors, waveform_lines
-from sortcore.plots import plot_raster, plot_summary, plot_templates, plot_unit, plot_units, save_report
+from sortcore.plots import plot_motion, plot_raster, plot_summary, plot_templates, plot_unit, plot_units, save_report
+from sortcore.types import Motion
 
 CASES = {
     "many units": {"n_units": 18, "n_channels": 32},
@@ -162,6 +164,26 @@ def test_a_report_that_cannot_be_written_says_so(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="cannot be written"):
         save_report(planted(n_units=0).result, tmp_path / "file" / "report")
+
+
+@pytest.mark.parametrize("windows", [1, 3])
+def test_motion_is_drawn_with_the_spikes_where_they_were(windows, tmp_path):
+    still = planted(n_units=6, n_channels=32).result
+    with pytest.raises(ValueError, match="not seen to move"):
+        plot_motion(still)
+    moved = np.linspace(-20, 20, 50)[:, None] * np.ones(windows)
+    result = replace(still, motion=Motion(np.linspace(0, 12, 50), 100.0 * np.arange(windows), moved))
+    figure = plot_motion(result)
+    top, bottom = figure.axes
+    assert len(top.lines) == windows and np.ptp(top.lines[0].get_ydata()) == 40
+    first = bottom.collections[0].get_offsets()
+    early, late = first[first[:, 0] < 2, 1].mean(), first[first[:, 0] > 10, 1].mean()
+    assert 25 < late - early < 40
+    for (_, one), (_, two) in combinations(texts(figure), 2):
+        assert not one.overlaps(two)
+    assert [f.name for f in save_report(result, tmp_path, dpi=40)][:2] == ["summary.png", "motion.png"]
+    save_report(still, tmp_path, dpi=40)
+    assert not (tmp_path / "motion.png").exists(), "of an older report"
 
 
 def test_drawing_leaves_the_global_state_of_matplotlib_alone():

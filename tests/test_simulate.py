@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.signal import welch
 
-from sortcore.cells import SUBSAMPLES, draw_waveform, template_size
+from sortcore.cells import SUBSAMPLES, draw_neuron, template_size
 from sortcore.errors import ConfigError
 from sortcore.probes import load_probe
 from sortcore.simulate import BURST_DECAY, REFRACTORY_S, coloured_noise, delay, demo_simulation, draw_train, planted, simulate
@@ -78,7 +78,7 @@ def test_recording_minus_planted_spikes_is_noise_of_the_stated_size(small_simula
 def test_shifts_are_spread_and_matter(small_simulation):
     s = small_simulation
     assert set(np.unique(s.spike_shifts * SUBSAMPLES).tolist()) == set(range(-SUBSAMPLES // 2, SUBSAMPLES // 2))
-    wave = draw_waveform(np.random.default_rng(2), line(4), 1, FS)
+    wave = draw_neuron(np.random.default_rng(2), line(4), 1).waveform(line(4), FS)
     middle, late = wave.stack[SUBSAMPLES // 2].T, wave.stack[-1].T
     np.testing.assert_allclose(delay(middle, 0.5 - 1 / SUBSAMPLES), late, atol=0.01)
     assert np.abs(middle - late).max() > 0.05

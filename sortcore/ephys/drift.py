@@ -16,13 +16,14 @@ import torch
 from scipy.ndimage import gaussian_filter, median_filter
 
 from sortcore.ephys.config import DriftConfig
-from sortcore.ephys.follow import Follower, make_follower
-from sortcore.ephys.preprocess import Whitener
-from sortcore.ephys.sample import Sample
+from sortcore.follow import Follower, make_follower
 from sortcore.progress import Track, silent
-from sortcore.recording import Chunk, Recording, chunks
+from sortcore.recording import Chunk, chunks
+from sortcore.sample import Sample, Whitened
 from sortcore.types import Detections, Motion, Preprocessing, Probe
 from sortcore.workers import in_order
+
+Look = Callable[[torch.Tensor], Detections]  # the events of x (N, T) whitened
 
 NEAR_UM = 100.0  # contacts that an event is placed by
 HALF_MS = 0.4  # on either side of its trough
@@ -36,14 +37,13 @@ FEWEST_EVENTS = 20  # a time bin
 SCANNED = 0.5  # of a recording that is longer than its sample
 
 
-def find_motion(recording: Recording, whitener: Whitener, sample: Sample, events: Detections, look: Callable[[torch.Tensor], Detections],
-                config: DriftConfig, track: Track = silent) -> Follower | None:
+def find_motion(whitened: Whitened, segment_lengths: tuple[int, ...], learned: Preprocessing, sample: Sample, events: Detections,
+                look: Look, config: DriftConfig, track: Track = silent) -> Follower | None:
     """Motion of the tissue, made ready to be followed; None where there is none to speak of.
 
     events: those of the sample; look: finds the events of x (N, T) whitened
     What following leaves is estimated again, because an event between contacts is placed too near to the nearer one.
     """
-    learned = whitener.preprocessing
     probe = learned.probe
     if not config.follow or max(np.ptp(probe.positions_um[probe.shank == s, 1]) for s in np.unique(probe.shank)) < config.least_depth_um:
         return None
@@ -55,7 +55,7 @@ def find_motion(recording: Recording, whitener: Whitener, sample: Sample, events
                 events = look(x)
             seen = (sample.times_s[events.samples], *places(x.numpy(), events.samples, events.channels, learned))
         else:
-            seen = scan(recording, whitener, follower, look, config, track, f"motion {i + 1} of {config.rounds}")
+            seen = scan(whitened, segment_lengths, learned, follower, look, config, track, f"motion {i + 1} of {config.rounds}")
         more = estimate(*seen, sample.duration_s, learned.probe, config)
         if more is None:
             break
@@ -64,19 +64,19 @@ def find_motion(recording: Recording, whitener: Whitener, sample: Sample, events
     return follower
 
 
-def scan(recording: Recording, whitener: Whitener, follower: Follower | None, look: Callable[[torch.Tensor], Detections],
+def scan(whitened: Whitened, segment_lengths: tuple[int, ...], learned: Preprocessing, follower: Follower | None, look: Look,
          config: DriftConfig, track: Track, stage: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(S,) times in s, depths in um and sizes of the events in a part of every time bin of a long recording."""
-    fs = recording.fs
-    pieces = list(chunks(recording.segment_lengths, int(config.bin_seconds * fs)))
+    fs = learned.fs
+    pieces = list(chunks(segment_lengths, int(config.bin_seconds * fs)))
 
     def see(c: Chunk) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         part = Chunk(c.start, min(c.stop, c.start + int(SCANNED * config.bin_seconds * fs)), c.first, c.last)
-        x = whitener(recording, part).cpu()
+        x = whitened(part).cpu()
         times = (np.arange(part.start, part.stop) / fs).astype(np.float32)
         x = x if follower is None else follower.registered(x, times)
         events = look(x)
-        return times[events.samples], *places(x.numpy(), events.samples, events.channels, whitener.preprocessing)
+        return times[events.samples], *places(x.numpy(), events.samples, events.channels, learned)
 
     found = track(in_order(see, pieces), stage, len(pieces))
     times, depths, sizes = (np.concatenate(part) for part in zip(*found, strict=True))

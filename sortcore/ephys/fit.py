@@ -16,7 +16,7 @@ import torch
 
 from sortcore import matching
 from sortcore.ephys.config import FitConfig, PursuitConfig
-from sortcore.ephys.follow import Follower
+from sortcore.follow import Follower
 from sortcore.groups import MERGE_COSINE, Back, Displaced, Group, full_mean, merged, split, trimmed_mean
 from sortcore.matching import Matcher
 from sortcore.moving import MovingMatcher, moving_matcher

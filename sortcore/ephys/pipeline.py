@@ -18,13 +18,13 @@ from sortcore.ephys.config import SortConfig
 from sortcore.ephys.drift import find_motion
 from sortcore.ephys.fit import fit
 from sortcore.ephys.initialize import initialize
-from sortcore.ephys.sample import Sample, take_sample
 from sortcore.errors import ProbeError, RecordingError
 from sortcore.matching import Matcher
 from sortcore.moving import MovingMatcher, moving_matcher
 from sortcore.numerics import pick_device
 from sortcore.progress import Track, bars, silent
-from sortcore.recording import Recording, array_recording
+from sortcore.recording import Chunk, Recording, array_recording
+from sortcore.sample import Sample, take_sample
 from sortcore.types import Detections, Model, Motion, Preprocessing, Probe, SortingResult, Spikes
 
 
@@ -45,12 +45,17 @@ def sort(recording: Recording | np.ndarray, probe: Probe | None = None, config: 
     learned = preprocess.learn(recording, probe, config.preprocess)
     whitener = preprocess.Whitener(learned, torch_device)
     clock.lap("learn noise")
-    sample = take_sample(recording, whitener, config, track)
+    lengths = recording.segment_lengths
+
+    def whitened(chunk: Chunk) -> torch.Tensor:
+        return whitener(recording, chunk)
+
+    sample = take_sample(whitened, len(learned.channels), lengths, recording.fs, config, track)
     clock.lap("preprocess")
     look = detector(sample, learned, config, seed)
     events = look(sample.x, track)
     clock.lap("detect")
-    follower = find_motion(recording, whitener, sample, events, look, config.drift, track)
+    follower = find_motion(whitened, lengths, learned, sample, events, look, config.drift, track)
     before, after = template_window(recording.fs, config)
     clock.lap("drift")
 
@@ -64,8 +69,8 @@ def sort(recording: Recording | np.ndarray, probe: Probe | None = None, config: 
     matcher, priors, log = fit(sample.x, *first, learned.probe, recording.fs, config.fit, config.pursuit, before,
                                config.initialize.min_spikes, clusters, follower, track)
     clock.lap("fit")
-    spikes = pursuit.deconvolve(sample.source(recording, whitener), recording.segment_lengths, matcher, before, recording.fs,
-                                config.pursuit, track)
+    source = sample.source(whitened, torch_device)
+    spikes = pursuit.deconvolve(source, lengths, matcher, before, recording.fs, config.pursuit, track)
     clock.lap("deconvolve")
     result = conclude(recording, learned, matcher, priors, spikes, log, config, seed, before, after)
     clock.lap("curate")

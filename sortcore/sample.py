@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from sortcore.ephys.config import SortConfig
-from sortcore.ephys.preprocess import Whitener
 from sortcore.progress import Track
-from sortcore.recording import Chunk, Recording, chunks
+from sortcore.recording import Chunk, chunks
 from sortcore.workers import in_order
+
+Whitened = Callable[[Chunk], torch.Tensor]  # (N, T) whitened samples of a chunk of a recording
 
 STRETCH_SECONDS = 5.0  # without a break
 MOST_VALUES = 700_000_000  # held in memory at once: 1.4 GB, and as much for the residual
@@ -31,31 +32,31 @@ class Sample:
     times_s: np.ndarray
     duration_s: float
 
-    def source(self, recording: Recording, whitener: Whitener) -> Callable[[Chunk], torch.Tensor]:
+    def source(self, whitened: Whitened, device: torch.device) -> Whitened:
         """A function that gives the whitened samples of any chunk, from memory where they are there."""
         if self.whole:
-            return lambda c: self.x[:, c.start : c.stop].to(whitener.device, torch.float32)
-        return lambda c: whitener(recording, c)
+            return lambda c: self.x[:, c.start : c.stop].to(device, torch.float32)
+        return whitened
 
 
-def take_sample(recording: Recording, whitener: Whitener, config: SortConfig, track: Track) -> Sample:
-    """Whiten stretches spread evenly over the recording, as many as are asked for and fit in memory."""
-    n = len(whitener.preprocessing.channels)
-    size = config.pursuit.chunk_samples(recording.fs, n)
-    pieces = list(chunks(recording.segment_lengths, size))
-    wanted = int(min(config.fit.sample_seconds * recording.fs, MOST_VALUES / n) // size)
+def take_sample(whitened: Whitened, n_channels: int, segment_lengths: tuple[int, ...], fs: float, config: SortConfig,
+                track: Track) -> Sample:
+    """Whiten stretches spread evenly over a recording, as many as are asked for and fit in memory."""
+    size = config.pursuit.chunk_samples(fs, n_channels)
+    pieces = list(chunks(segment_lengths, size))
+    wanted = int(min(config.fit.sample_seconds * fs, MOST_VALUES / n_channels) // size)
     if len(pieces) > max(1, wanted):
-        block = max(1, int(STRETCH_SECONDS * recording.fs / size))  # so that few templates are cut at their ends
+        block = max(1, int(STRETCH_SECONDS * fs / size))  # so that few templates are cut at their ends
         starts = np.linspace(0, len(pieces) - block, max(1, wanted // block)).astype(int)
         chosen = [pieces[i] for i in np.unique((starts[:, None] + np.arange(block)).ravel())]
     else:
         chosen = pieces
     places = np.r_[0, np.cumsum([c.stop - c.start for c in chosen])].tolist()
-    x = torch.empty((n, places[-1]), dtype=torch.float16)  # noise is 1, so half precision is plenty
+    x = torch.empty((n_channels, places[-1]), dtype=torch.float16)  # noise is 1, so half precision is plenty
 
     def whiten(i: int) -> None:
-        x[:, places[i] : places[i + 1]] = whitener(recording, chosen[i])
+        x[:, places[i] : places[i + 1]] = whitened(chosen[i])
 
     deque(track(in_order(whiten, range(len(chosen))), "preprocess", len(chosen)), maxlen=0)
-    times = np.concatenate([np.arange(c.start, c.stop, dtype=np.float32) for c in chosen]) / recording.fs
-    return Sample(x, len(chosen) == len(pieces), times, sum(recording.segment_lengths) / recording.fs)
+    times = np.concatenate([np.arange(c.start, c.stop, dtype=np.float32) for c in chosen]) / np.float32(fs)
+    return Sample(x, len(chosen) == len(pieces), times, sum(segment_lengths) / fs)

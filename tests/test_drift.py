@@ -1,0 +1,265 @@
+"""Motion of the tissue: estimated from events, told from stillness, and followed by templates that move."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers_engine import FS, D, flat_priors, unit_waveforms
+
+import sortcore as sc
+from sortcore import follow, groups, matching, moving
+from sortcore.ephys import drift
+from sortcore.ephys.config import DriftConfig
+from sortcore.export import load_result, save_result
+from sortcore.metrics import compare
+from sortcore.numerics import unit_norm
+from sortcore.probes import load_probe
+from sortcore.recording import array_recording
+from sortcore.simulate import drifting, simulate
+from sortcore.types import Motion, Preprocessing, Probe
+
+SECONDS = 120.0
+
+
+def staggered(n):
+    """Two columns of contacts, 20 um apart in depth."""
+    return Probe(np.stack([32.0 * (np.arange(n) % 2), 20.0 * (np.arange(n) // 2)], axis=1), np.zeros(n, int), "staggered")
+
+
+def plain(probe, whitening=None):
+    """A preprocessing that leaves data as they are, or whitens in space alone."""
+    n, taps = probe.n_channels, np.ones(1, np.float32)
+    whitening = np.eye(n, dtype=np.float32) if whitening is None else whitening
+    return Preprocessing(np.arange(n), n, FS, np.ones(n), np.zeros(n), probe, "none", taps, taps, whitening, np.full(n, np.inf))
+
+
+def events_of(motion, probe, per_second=60.0, cells=15, noise_um=4.0, seed=0):
+    """Times, depths and sizes of the events of cells that move."""
+    rng = np.random.default_rng(seed)
+    n = rng.poisson(per_second * SECONDS)
+    low, high = probe.positions_um[:, 1].min(), probe.positions_um[:, 1].max()
+    home, loud = rng.uniform(low, high, cells), np.exp(rng.normal(4, 0.5, cells))
+    cell, times = rng.integers(cells, size=n), rng.uniform(0, SECONDS, n)
+    moved = np.array([motion.at(t, home[c]) for t, c in zip(times, cell, strict=True)])
+    return times, home[cell] + moved + rng.normal(0, noise_um, n), loud[cell] * np.exp(rng.normal(0, 0.08, n))
+
+
+def error_um(found, true):
+    """(B, V) um between two motions, each from where the tissue is in the median."""
+    wanted = np.array([true.at(t, found.depths_um) for t in found.times_s])
+    off = found.displacement_um - wanted
+    return off - np.median(off, axis=0)
+
+
+@pytest.mark.parametrize("motion", [
+    pytest.param({"drift_um": 30.0, "period_s": 70.0}, id="slow"),
+    pytest.param({"drift_um": 0.0, "jump_um": 25.0}, id="sudden"),
+    pytest.param({"drift_um": 8.0, "period_s": 30.0}, id="small"),
+])
+def test_planted_motion_is_estimated(motion):
+    probe = staggered(40)
+    true = drifting(probe, SECONDS, **motion)
+    found = drift.estimate(*events_of(true, probe), SECONDS, probe, DriftConfig())
+    assert np.sqrt((error_um(found, true) ** 2).mean()) < 1.5
+    assert np.abs(error_um(found, true)).max() < 8
+
+
+def test_motion_that_differs_along_the_probe_is_estimated():
+    probe = staggered(200)  # two millimetres
+    true = drifting(probe, SECONDS, 40.0, 80.0, rigid=0.2)
+    found = drift.estimate(*events_of(true, probe, 300.0, 80), SECONDS, probe, DriftConfig())
+    assert len(found.depths_um) == 5 and (np.diff(found.depths_um) > 0).all()
+    assert np.sqrt((error_um(found, true) ** 2).mean()) < 2.5
+    span = np.ptp(found.displacement_um, axis=0)
+    assert span[0] > 30 and span[-1] < 18
+
+
+def test_stillness_is_no_motion():
+    probe = staggered(40)
+    still = drifting(probe, SECONDS, 0.0)
+    assert drift.estimate(*events_of(still, probe), SECONDS, probe, DriftConfig()) is None
+    few = tuple(column[:30] for column in events_of(drifting(probe, SECONDS, 30.0), probe))
+    assert drift.estimate(*few, SECONDS, probe, DriftConfig()) is None, "thirty events tell nothing"
+
+
+def test_positions_fit_all_pairs_and_outliers_count_little():
+    rng = np.random.default_rng(0)
+    p = np.cumsum(rng.normal(0, 3, 40))
+    shifts = p[None] - p[:, None] + rng.normal(0, 0.3, (40, 40))
+    wrong = rng.random((40, 40)) < 0.1
+    shifts[wrong] += rng.uniform(-60, 60, wrong.sum())
+    weights = np.triu(np.ones((40, 40)), 1)
+    found = drift.solved(shifts, weights)
+    assert np.abs(found - (p - np.median(p))).max() < 1.0
+    # the reference: least squares over all pairs, written out
+    i, j = np.nonzero(np.triu(~wrong, 1))
+    rows = np.zeros((len(i), 40))
+    rows[np.arange(len(i)), i], rows[np.arange(len(i)), j] = -1, 1
+    exact = np.linalg.lstsq(rows, shifts[i, j], rcond=None)[0]
+    assert np.abs(found - (exact - np.median(exact))).max() < 0.5
+
+
+def test_motion_is_read_between_its_times_and_depths():
+    m = Motion(np.array([0.0, 10.0]), np.array([0.0, 100.0]), np.array([[0.0, 10.0], [20.0, 30.0]]))
+    assert m.at(5.0, np.array([50.0]))[0] == 15 and m.at(-3, np.array([0.0]))[0] == 0 and m.at(99, np.array([500.0]))[0] == 30
+    np.testing.assert_allclose(m.over(np.array([0.0, 5.0, 10.0]), 50.0), [5, 15, 25])
+
+
+def test_waveforms_are_carried_along_the_probe_and_back():
+    probe = staggered(30)
+    depth = probe.positions_um[:, 1] - 140
+    wave = np.exp(-0.5 * ((probe.positions_um[:, 0] - 16) ** 2 + depth**2) / 40**2)[:, None] * np.ones((1, 3), np.float32)
+    motion = Motion(np.array([0.0]), np.array([0.0]), np.array([[20.0]]))
+    whitening = np.eye(30) - 0.2 * np.eye(30, k=1) - 0.2 * np.eye(30, k=-1)
+    for learned in (plain(probe), plain(probe, whitening.astype(np.float32))):
+        f = follow.make_follower(motion, learned, np.zeros(10, np.float32))
+        assert f.knots_um[0] == 0 and f.knots_um[-1] == 20 and np.array_equal(f.forth[0], np.eye(30)) and f.median_knot == 0
+        there = f.carried(learned.whitening @ wave)[-1]
+        wanted = learned.whitening @ np.roll(wave, 2, axis=0)  # 20 um is one row of contacts
+        inner = slice(6, 24)
+        assert np.linalg.norm((there - wanted)[inner]) < 0.1 * np.linalg.norm(wanted)
+        back = f.registered(torch.from_numpy(np.tile(there, (1, 4))[:, :10]), np.zeros(10))
+        assert np.linalg.norm((back.numpy()[:, :3] - learned.whitening @ wave)[inner]) < 0.15 * np.linalg.norm(wave)
+
+
+@pytest.fixture(scope="module")
+def moved_spikes():
+    """A follower, and spikes of one cell at every knot: features (S, M, B) with unit noise."""
+    probe = staggered(16)
+    motion = Motion(np.array([0.0, 1.0]), np.array([0.0]), np.array([[-12.0], [12.0]]))
+    f = follow.make_follower(motion, plain(probe), np.linspace(0, 1, 1000).astype(np.float32))
+    rng = np.random.default_rng(0)
+    knots = rng.integers(len(f.knots_um), size=800)
+
+    def wave(um, at=75.0):
+        r = np.hypot(probe.positions_um[:, 0] - 10, probe.positions_um[:, 1] - at - um)
+        return 30 * np.exp(-r / 18)[:, None] * np.array([[1.0, 0.3]])
+
+    seen = np.array([wave(f.knots_um[q]) for q in knots]) + rng.standard_normal((800, 16, 2))
+    return f, groups.Displaced(knots, seen.astype(np.float32)), wave
+
+
+def test_waveforms_at_knots_are_learned_and_drawn_to_what_interpolation_says(moved_spikes):
+    f, there, wave = moved_spikes
+    channels = np.arange(16)
+    true = np.array([wave(um) for um in f.knots_um])
+    mean = groups.trimmed_mean(f.back_home(there.features, there.knots, channels))
+    learned = f.at_knots(there, channels, mean)
+    carried = f.forth @ mean
+    error, before = (np.linalg.norm(w - true, axis=(1, 2)) for w in (learned, carried))
+    assert (error < 0.5 * before.max()).all() and error.mean() < 0.4 * before.mean()
+    one = there.part(slice(0, 1))
+    said = f.at_knots(one, channels, mean)[one.knots[0]] - carried[one.knots[0]]
+    assert np.linalg.norm(said) < 0.5 * np.linalg.norm(one.features[0] - carried[one.knots[0]]), "one spike is mostly noise"
+
+
+def test_spikes_brought_back_look_alike_and_another_cell_stays_another(moved_spikes):
+    f, there, wave = moved_spikes
+    channels = np.arange(16)
+    home = f.brought_back(there, channels)
+    spread = (home - home.mean(axis=0)).reshape(len(home), -1).std(axis=0)
+    assert spread.max() < 1.3, "what is left is noise"
+    rng = np.random.default_rng(1)
+    other = np.array([wave(f.knots_um[q], at=105.0) for q in there.knots]) + rng.standard_normal(there.features.shape)
+    both = there.with_more(groups.Displaced(there.knots, other.astype(np.float32)))
+    home = f.brought_back(both, channels)
+    assert np.linalg.norm(groups.gap(home, len(there.knots))) > 15
+
+
+def test_large_spikes_refine_the_motion(moved_spikes):
+    f, there, wave = moved_spikes
+    wrong = replace(f.motion, displacement_um=f.motion.displacement_um + np.array([[0.0], [1.2]]))
+    samples = np.random.default_rng(2).integers(0, 1000, 800)
+    late = f.times_s[samples] > 0.5
+    rng = np.random.default_rng(3)
+    knots = there.knots
+    seen = np.array([wave(f.knots_um[q] - 1.2 * w) for q, w in zip(knots, late, strict=True)]) + rng.standard_normal(there.features.shape)
+    spikes = groups.Displaced(knots, seen.astype(np.float32))
+    channels = np.arange(16)
+    group = groups.Group(samples, np.full(800, 30.0), f.brought_back(spikes, channels), channels, spikes)
+    change = (replace(f, motion=wrong).refined([group]).motion.displacement_um - wrong.displacement_um)[:, 0]
+    assert change[1] - change[0] == pytest.approx(-1.2, abs=0.3)
+
+
+def test_one_cell_at_two_places_is_told_by_never_firing_at_both():
+    rng = np.random.default_rng(0)
+    low, high = rng.integers(0, 6, 200), rng.integers(6, 12, 200)
+    assert groups.exclusive(low, high)
+    assert not groups.exclusive(low, rng.integers(0, 12, 200)) and not groups.exclusive(low[:3], high[:3])
+
+
+def test_the_moving_matcher_finds_spikes_where_the_tissue_is():
+    n, wave = 12, unit_waveforms(1, 12)[0]
+    knots = np.array([-25.0, 0.0, 25.0])  # contacts are 25 um apart
+    moved = 20 * np.array([[np.roll(wave, r, axis=0)] for r in (-1, 0, 1)])
+    motion = Motion(np.array([0.0, 1.0, 2.0]), np.array([0.0]), np.array([[-25.0], [0.0], [25.0]]))
+    priors = flat_priors(1)
+    m = moving.moving_matcher(unit_norm(moved[1]), moved, knots, priors, motion, np.array([125.0]), FS)
+    for time, q in ((0.0, 0), (0.9, 1), (5.0, 2)):
+        assert m.knots(time)[0] == q
+        x = np.zeros((n, 4 * D), np.float32)
+        x[:, 100 : 100 + D] = moved[q, 0]
+        now = m.at(time)
+        spikes = matching.match(now, matching.scores(now, torch.from_numpy(x)).numpy(), 15)
+        assert len(spikes) == 1 and abs(spikes.samples[0] - 100) <= 1 and spikes.amplitudes[0] == pytest.approx(20, rel=0.02)
+    assert m.at(0.0) is m.at(-1.0), "made once"
+    np.testing.assert_allclose(m.displacement(np.array([0.0, 1.5]), np.array([0, 0])), [-25, 12.5])
+    still = matching.prepare(unit_norm(moved[1]), priors, FS)
+    assert still.at(3.0) is still is still.reference
+
+
+@pytest.fixture(scope="module")
+def moving_simulation():
+    probe = load_probe("neuropixels1").select(np.arange(24))
+    motion = drifting(probe, 40.0, 24.0, 30.0, jump_um=10.0)
+    return simulate(probe, 40.0, 6, snr=(10.0, 20.0), rate_hz=(6.0, 15.0), motion=motion, seed=3)
+
+
+def run(simulation, **settings):
+    config = sc.SortConfig(drift=DriftConfig(**settings))
+    recording = array_recording(simulation.data, simulation.fs, simulation.gain_uv)
+    return sc.sort(recording, simulation.probe, config, device="cpu", progress=False)
+
+
+def accuracy(simulation, result):
+    found = [result.spike_train(u) for u in range(result.n_units)]
+    return compare([simulation.spike_train(k) for k in range(simulation.n_units)], found, 12).accuracy
+
+
+@pytest.fixture(scope="module")
+def followed(moving_simulation):
+    return run(moving_simulation)
+
+
+def test_cells_that_move_are_found_whole(moving_simulation, followed):
+    assert np.sqrt((error_um(followed.motion, moving_simulation.motion) ** 2).mean()) < 3
+    found = accuracy(moving_simulation, followed)
+    assert (found > 0.9).all(), found
+    lost = accuracy(moving_simulation, run(moving_simulation, follow=False))
+    assert lost.mean() < found.mean() - 0.1, "without following, cells come apart"
+
+
+def test_a_moving_result_is_saved_and_its_model_finds_the_same_spikes(moving_simulation, followed, tmp_path):
+    again = load_result(save_result(followed, tmp_path / "sorted"))
+    assert np.array_equal(again.motion.displacement_um, followed.motion.displacement_um)
+    assert np.array_equal(again.model.moving.footprints, followed.model.moving.footprints)
+    recording = array_recording(moving_simulation.data, moving_simulation.fs, moving_simulation.gain_uv)
+    spikes = sc.deconvolve(recording, again.model, motion=again.motion, device="cpu", progress=False)
+    truth = [followed.spike_train(u) for u in range(followed.n_units)]
+    same = compare(truth, [spikes.samples[spikes.units == u] for u in range(followed.n_units)], 5)
+    assert np.average(same.accuracy, weights=[len(t) for t in truth]) > 0.97
+
+
+def test_a_still_recording_is_sorted_as_if_motion_were_never_asked_for(small_simulation):
+    on, off = run(small_simulation), run(small_simulation, follow=False)
+    assert on.motion is None and on.model.moving is None
+    assert on.spikes.samples.tobytes() == off.spikes.samples.tobytes() and on.spikes.units.tobytes() == off.spikes.units.tobytes()
+
+
+def test_motion_of_a_recording_longer_than_its_sample_is_seen_all_along(moving_simulation):
+    config = sc.SortConfig(fit=replace(sc.SortConfig().fit, sample_seconds=20.0))
+    recording = array_recording(moving_simulation.data, moving_simulation.fs, moving_simulation.gain_uv)
+    result = sc.sort(recording, moving_simulation.probe, config, device="cpu", progress=False)
+    assert np.sqrt((error_um(result.motion, moving_simulation.motion) ** 2).mean()) < 3
+    assert accuracy(moving_simulation, result).mean() > 0.9
