@@ -264,7 +264,7 @@ def draw_motion(ax: Axes, motion: Motion) -> None:
 
 def draw_moving_spikes(ax: Axes, result: SortingResult, motion: Motion, max_spikes: int) -> None:
     """Spikes over time at the depth where their unit was on the probe."""
-    spikes = result.spikes.select(slice(None, None, 1 + len(result.spikes) // max_spikes))
+    spikes = result.spikes.select(np.arange(0, len(result.spikes), 1 + len(result.spikes) // max_spikes))
     times, colors = spikes.samples / result.fs, unit_colors(result)
     for u in np.unique(spikes.units):
         mine, home = spikes.units == u, float(result.units.position_um[u, 1])

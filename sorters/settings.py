@@ -27,6 +27,7 @@ FLAT = {
     "reference": ("preprocess", "reference"),
     "whiten_time": ("preprocess", "whiten_time"),
     "false_alarm_hz": ("detect", "false_alarm_hz"),
+    "follow_drift": ("drift", "follow"),
     "min_spikes": ("initialize", "min_spikes"),
     "sample_seconds": ("fit", "sample_seconds"),
     "refractory_ms": ("curate", "refractory_ms"),

@@ -151,7 +151,7 @@ def test_waveforms_at_knots_are_learned_and_drawn_to_what_interpolation_says(mov
     assert (error < 0.5 * before.max()).all() and error.mean() < 0.4 * before.mean()
     one = there.part(slice(0, 1))
     said = f.at_knots(one, channels, mean)[one.knots[0]] - carried[one.knots[0]]
-    assert np.linalg.norm(said) < 0.5 * np.linalg.norm(one.features[0] - carried[one.knots[0]]), "one spike is mostly noise"
+    assert np.linalg.norm(said) < 0.7 * np.linalg.norm(one.features[0] - carried[one.knots[0]]), "one spike is mostly noise"
 
 
 def test_spikes_brought_back_look_alike_and_another_cell_stays_another(moved_spikes):

@@ -147,7 +147,7 @@ def test_settings_reach_what_has_no_parameter_of_its_own() -> None:
     ({"whiten_time": 1}, "whiten_time must be true or false"), ({"min_spikes": 3.5}, "whole number"), ({"seed": -1}, "seed must be"),
     ({"device": "gpu"}, "device must be auto"), ({"settings": {"fitt": {"rank": 3}}}, "no section 'fitt'"),
     ({"settings": {"fit": {"ranks": 3}}}, "no setting 'ranks'"), ({"settings": 3}, "settings must be a table"),
-    ({"min_snr": 5.0, "settings": {"curate": {"min_snr": 6.0}}}, "give one of them"),
+    ({"min_snr": 6.0, "settings": {"curate": {"min_snr": 7.0}}}, "give one of them"),
 ])
 def test_wrong_parameters_are_refused_before_work(recording: si.BaseRecording, tmp_path: Path, wrong: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
