@@ -5,6 +5,7 @@ and truth.npz (spike_samples, spike_units, snr). A generator is named KIND:key=v
 
     si-still:channels=32,units=40,seconds=60,seed=1
 
+or `sortcore:probe=utah-10x10,units=30`, on a probe of `probes/` or one of `single`, `planar-1024` (32 x 32 contacts, 30 um apart);
 with KIND one of
     si-still, si-drift   SpikeInterface's generate_drifting_recording, before and after a zigzag drift of 40 um
     si-tetrode           SpikeInterface's generate_ground_truth_recording on a tetrode
@@ -24,6 +25,7 @@ import numpy as np
 from scipy.signal import butter, sosfiltfilt
 
 from benchmarks.trains import Truth, load_truth
+from sortcore.types import Probe as SortProbe
 
 GAIN_UV = 0.195
 FS = 30000.0
@@ -31,17 +33,19 @@ FS = 30000.0
 
 @dataclass(frozen=True)
 class Spec:
-    """What a generator is asked for."""
+    """What a generator is asked for; channels: of the probe's lowest contacts, 0 for all; probe: for the kinds of sortcore."""
 
     kind: str
     channels: int = 32
     units: int = 20
     seconds: float = 60.0
     seed: int = 0
+    probe: str = "neuropixels1"
 
     @property
     def name(self) -> str:
-        return f"{self.kind}-{self.channels}ch-{self.units}units-{self.seconds:g}s-seed{self.seed}"
+        kind = self.kind if self.probe == "neuropixels1" else f"{self.kind}-{self.probe}"
+        return f"{kind}-{self.channels}ch-{self.units}units-{self.seconds:g}s-seed{self.seed}"
 
 
 def parse_spec(text: str) -> Spec:
@@ -49,8 +53,8 @@ def parse_spec(text: str) -> Spec:
     kind, _, rest = text.partition(":")
     if kind not in GENERATORS:
         raise ValueError(f"{text!r} is neither a folder nor a generator; the generators are {', '.join(GENERATORS)}.")
-    types: dict[str, Any] = {"channels": int, "units": int, "seconds": float, "seed": int}
-    values: dict[str, Any] = {"channels": 4, "units": 8} if kind == "si-tetrode" else {}
+    types: dict[str, Any] = {"channels": int, "units": int, "seconds": float, "seed": int, "probe": str}
+    values: dict[str, Any] = {"channels": 4, "units": 8} if kind == "si-tetrode" else {"channels": 0} if "probe=" in rest else {}
     for part in filter(None, rest.split(",")):
         key, _, value = part.partition("=")
         if key not in types:
@@ -193,20 +197,36 @@ def generate_tetrode_recording(spec: Spec) -> Generated:
         generate_sorting_kwargs={"firing_rates": (2.0, 15.0), "refractory_period_ms": 3.0}))
 
 
+def contacts_of(spec: Spec) -> SortProbe:
+    """The probe of a recording that this project simulates: the lowest contacts, as many of each shank."""
+    from sortcore.probes import load_probe
+
+    if spec.probe == "single":
+        return SortProbe(np.zeros((1, 2)), np.zeros(1, int), "single")
+    if spec.probe == "planar-1024":
+        x, y = np.meshgrid(30.0 * np.arange(32), 30.0 * np.arange(32))
+        return SortProbe(np.column_stack([x.ravel(), y.ravel()]), np.zeros(1024, int), "planar-1024")
+    probe = load_probe(spec.probe)
+    if not spec.channels:
+        return probe
+    shanks = np.unique(probe.shank)
+    each = spec.channels // len(shanks)
+    return probe.select(np.sort(np.concatenate([np.flatnonzero(probe.shank == s)[:each] for s in shanks])))
+
+
 def generate_sortcore_recording(spec: Spec, moving: bool) -> Generated:
-    """This project's simulator, on the lowest contacts of a Neuropixels 1.0 probe."""
+    """This project's simulator, on the contacts that are asked for."""
     import probeinterface
     from spikeinterface.core import NumpyRecording
 
-    from sortcore.probes import load_probe
     from sortcore.simulate import drifting, simulate
 
-    probe = load_probe("neuropixels1").select(np.arange(spec.channels))
+    probe = contacts_of(spec)
     motion = drifting(probe, spec.seconds, 30.0, spec.seconds / 2, 10.0, rigid=1 / 3) if moving else None
     made = simulate(probe, spec.seconds, spec.units, fs=FS, motion=motion, seed=spec.seed)
     contacts = probeinterface.Probe(ndim=2, si_units="um")
-    contacts.set_contacts(probe.positions_um, shapes="square", shape_params={"width": 12})
-    contacts.set_device_channel_indices(np.arange(spec.channels))
+    contacts.set_contacts(probe.positions_um, shapes="square", shape_params={"width": 12}, shank_ids=probe.shank.astype(str))
+    contacts.set_device_channel_indices(np.arange(probe.n_channels))
     recording = NumpyRecording([made.data.astype(np.float32) * np.float32(made.gain_uv)], made.fs)
     probed = recording.set_probe(contacts) or recording
     return Generated(probed, made.spike_samples, made.spike_units, spec.units, made.spike_amplitudes)

@@ -5,6 +5,7 @@
 OUT receives sorting.npz and run.json (seconds of the sorting alone, seconds per stage where the sorter says, or the error).
 SORTER is "sortcore", any SpikeInterface sorter, "spikesift" through its own interface, or "oracle": SpikeInterface's wobble
 matcher given the true mean waveforms, the ceiling of a sorter that learned every waveform perfectly on a still recording.
+"ceiling" is the same with sortcore's own preprocessing and matcher.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.ceiling import run_ceiling
 from benchmarks.recordings import open_recording
 from benchmarks.stages import stage_seconds
 from benchmarks.trains import Trains, from_spikeinterface, load_sorted, load_truth, make_trains, save_trains
@@ -85,9 +87,12 @@ def run_spikeinterface(name: str, folder: Path, parameters: dict[str, Any], work
     return load_sorted(result, sorting.sampling_frequency, keep_noise), stage_seconds(result)
 
 
+CEILINGS = {"oracle": run_oracle, "ceiling": run_ceiling}
+
+
 def version_of(name: str) -> str:
     """The version of the package that a sorter comes from; our own is that of the code that runs, installed or not."""
-    if name == "sortcore":
+    if name in ("sortcore", "ceiling"):
         import sortcore
 
         return sortcore.__version__
@@ -107,8 +112,8 @@ def run(folder: Path, name: str, out: Path, parameters: dict[str, Any], jobs: in
     stages: dict[str, float] = {}
     try:
         start = time.perf_counter()
-        if name == "oracle":
-            trains = run_oracle(folder, parameters)
+        if name in CEILINGS:
+            trains = CEILINGS[name](folder, parameters)
         elif name == "spikesift":
             trains = run_spikesift(folder, parameters)
         else:
