@@ -9,10 +9,11 @@ from typing import Any
 
 COLUMNS = {
     "sorter": "sorter", "accuracy": "accuracy", "accuracy_1ms": "at 1 ms", "precision": "precision", "recall": "recall", "n80": "> .8",
-    "n95": "> .95", "n_true": "true", "n_sorted": "sorted", "extra": "extra", "extra_good": "extra good", "seconds": "seconds",
+    "n95": "> .95", "n_true": "true", "n_sorted": "sorted", "extra": "extra", "extra_good": "extra good",
+    "good_right": "good right", "seconds": "seconds",
     "x_real_time": "x real time", "peak_mb": "peak MB",
 }
-RATIOS = ("accuracy", "accuracy_1ms", "precision", "recall")
+RATIOS = ("accuracy", "accuracy_1ms", "precision", "recall", "good_right")
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:

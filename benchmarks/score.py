@@ -24,6 +24,7 @@ class Score:
     agreement: (U, K) matches / (spikes of either), before any matching
     extra: (K,) True for a sorted unit that matches no true one
     extra_good: extra units among those labelled good, or None where the sorter gives no labels
+    good_right: share of the units labelled good that match a true one with an accuracy above .8, or None
     """
 
     accuracy: np.ndarray
@@ -33,12 +34,14 @@ class Score:
     agreement: np.ndarray
     extra: np.ndarray
     extra_good: int | None
+    good_right: float | None = None
 
     def summary(self) -> dict[str, float | int | None]:
         """The numbers of one line of the table; means are over all true units."""
         return {"accuracy": _mean(self.accuracy), "precision": _mean(self.precision), "recall": _mean(self.recall),
                 "n_true": len(self.accuracy), "n_sorted": len(self.extra), "n80": int((self.accuracy > 0.8).sum()),
-                "n95": int((self.accuracy > 0.95).sum()), "extra": int(self.extra.sum()), "extra_good": self.extra_good}
+                "n95": int((self.accuracy > 0.95).sum()), "extra": int(self.extra.sum()), "extra_good": self.extra_good,
+                "good_right": self.good_right}
 
 
 def _mean(values: np.ndarray) -> float:
@@ -61,9 +64,11 @@ def score(truth: Truth, found: Trains, delta_ms: float = DELTA_MS) -> Score:
     place = {int(k): i for i, k in enumerate(found.ids)}
     match = np.array([place.get(int(k), -1) for k in names])
     extra = ~np.isin(np.arange(n_sorted), match)
-    extra_good = None
-    if found.labels:
-        extra_good = sum(found.labels.get(int(k)) == "good" for k in found.ids[extra])
+    extra_good = good_right = None
     accuracy, precision, recall = (np.nan_to_num(performance[c].to_numpy(float)) for c in ("accuracy", "precision", "recall"))
+    if found.labels:
+        good = np.array([found.labels.get(int(k)) == "good" for k in found.ids])
+        extra_good = int((extra & good).sum())
+        good_right = float(np.isin(np.flatnonzero(good), match[accuracy > 0.8]).mean()) if good.any() else None
     agreement = comparison.agreement_scores.loc[truth.trains.ids, found.ids].to_numpy(float)
-    return Score(accuracy, precision, recall, match, agreement, extra, extra_good)
+    return Score(accuracy, precision, recall, match, agreement, extra, extra_good, good_right)
