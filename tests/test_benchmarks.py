@@ -15,14 +15,15 @@ pytest.importorskip("psutil", reason='the harness needs the packages of pip inst
 
 from helpers_result import planted as planted_result
 
-from benchmarks import false_alarms, repeat
+from benchmarks import ablations, bursts, collisions, false_alarms, repeat
 from benchmarks.__main__ import main, score_line, write_report
 from benchmarks.causes import diagnose
+from benchmarks.ceiling import run_ceiling
 from benchmarks.diagnose import main as diagnose_main
 from benchmarks.diagnose import summarise
 from benchmarks.matching import near
 from benchmarks.measure import run_measured
-from benchmarks.recordings import Generated, measure_snr, open_recording, parse_spec, resolve, write_folder
+from benchmarks.recordings import Generated, contacts_of, measure_snr, open_recording, parse_spec, resolve, write_folder
 from benchmarks.report import read_lines, table
 from benchmarks.score import score
 from benchmarks.stages import main as stages_main
@@ -389,3 +390,88 @@ def test_the_same_cells_sorted_twice_have_the_same_waveforms(tmp_path, capsys):
 def test_the_detector_fires_in_noise_about_as_often_as_stated():
     (ratios,) = false_alarms.measured(Probe.independent(4), (1.0,), channel_seconds=800.0)
     assert len(ratios) == false_alarms.SEEDS and all(0.8 < r < 1.2 for r in ratios)
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    """A simulated recording with bursts and collisions, in a folder."""
+    out = tmp_path_factory.mktemp("simulated")
+    return resolve("sortcore:channels=8,units=6,seconds=15,seed=2", out)
+
+
+def left(trains, keep):
+    """Some of the spikes, all of the units."""
+    return make_trains(trains.samples[keep], trains.ids[trains.units[keep]], trains.fs, trains.ids)
+
+
+def kept(simulated, tmp_path, **sorters):
+    """A results folder that holds sortings."""
+    for name, trains in sorters.items():
+        save_trains(tmp_path / simulated.name / name / "sorting.npz", trains)
+    return tmp_path
+
+
+def test_recall_of_collisions_falls_where_colliding_spikes_are_left_out(simulated, tmp_path, capsys):
+    truth = load_truth(simulated).trains
+    near = np.flatnonzero(np.diff(truth.samples) < 0.0003 * FS) + 1  # the later of two
+    deaf = left(truth, ~np.isin(np.arange(len(truth.samples)), near))
+    for name in ("all", "deaf"):
+        (tmp_path / simulated.name / name).mkdir(parents=True)
+    collisions.main([str(simulated), str(kept(simulated, tmp_path, all=truth, deaf=deaf)), "--sorters", "all,deaf,absent"])
+    said = [row.split("|") for row in capsys.readouterr().out.splitlines() if "deaf" in row or "all" in row]
+    low = {(row[1].strip(), row[2].strip()): float(row[4]) for row in said if row[4].strip() not in ("recall", "")}
+    assert low and all(recall == 1 for (_, name), recall in low.items() if name == "all")
+    assert min(recall for (_, name), recall in low.items() if name == "deaf") < 0.95
+    lags, recall, counted = collisions.recalls(simulated, {"deaf": deaf})
+    row = counted.sum(axis=1).argmax()
+    assert np.nanmin(recall["deaf"][row][np.abs(lags) < 0.15]) < np.nanmin(recall["deaf"][row][np.abs(lags) > 0.6])
+    assert (tmp_path / simulated.name / "collisions.png").stat().st_size > 1000
+
+
+def test_recall_within_bursts_is_told_from_the_rest(simulated, tmp_path, capsys):
+    truth = load_truth(simulated)
+    in_burst = np.zeros(len(truth.trains.samples), bool)
+    for u in range(truth.trains.n_units):
+        mine = np.flatnonzero(truth.trains.units == u)
+        in_burst[mine[1:]] = np.diff(truth.trains.samples[mine]) < 0.010 * FS
+    half = left(truth.trains, ~in_burst | (np.arange(len(in_burst)) % 2 == 0))
+    rows = bursts.burst_recall(truth, half)
+    assert len(rows) >= 1 and (rows[:, 2] == 1).all()
+    assert np.average(rows[:, 3], weights=rows[:, 1]) == pytest.approx(0.5, abs=0.15)
+    (tmp_path / simulated.name / "half").mkdir(parents=True)
+    bursts.main([str(simulated), str(kept(simulated, tmp_path, half=half)), "--sorters", "half"])
+    assert f"0 of {len(rows)}" in capsys.readouterr().out
+
+
+def test_the_ceiling_finds_what_it_is_told(simulated):
+    found = score(load_truth(simulated), run_ceiling(simulated, {}))
+    assert (found.accuracy > 0.85).all() and found.accuracy.mean() > 0.95 and not found.extra.any()
+
+
+def test_an_idea_is_switched_off_and_on_again(simulated):
+    from sortcore import groups
+
+    before = groups.separation
+    with_all, extra = ablations.sorted_without(simulated, "nothing")
+    assert with_all > 0.95 and extra == 0
+    for idea, off in ablations.IDEAS.items():
+        for where, name, _ in off if isinstance(off, list) else []:
+            assert hasattr(ablations.found(where), name), idea
+    accuracy, _ = ablations.sorted_without(simulated, "merge: no valley")
+    assert accuracy <= with_all + 0.02 and groups.separation is before
+
+
+@pytest.mark.parametrize(("text", "channels", "shanks"), [
+    ("sortcore:probe=single", 1, 1), ("sortcore:probe=tetrode", 4, 1), ("sortcore:probe=neuropixels2-4shank,channels=16", 16, 4),
+    ("sortcore:probe=planar-1024", 1024, 1), ("sortcore:channels=8", 8, 1),
+])
+def test_contacts_of_a_simulated_recording(text, channels, shanks):
+    probe = contacts_of(parse_spec(text))
+    assert probe.n_channels == channels and len(np.unique(probe.shank)) == shanks
+
+
+def test_good_right_counts_the_good_units_that_are():
+    trains = true_spikes(n_units=4)
+    found = from_dict({0: trains[0], 1: trains[1][::2], 2: trains[2], 3: np.arange(1000, N - 1000, 5000)},
+                      labels={0: "good", 1: "good", 2: "mua", 3: "good"})
+    assert score(truth_of(trains), found).good_right == pytest.approx(1 / 3)
