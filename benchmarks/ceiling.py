@@ -15,10 +15,10 @@ import torch
 from benchmarks.recordings import open_recording
 from benchmarks.trains import Trains, load_truth, make_trains
 from sortcore import matching
+from sortcore.bank import low_rank
 from sortcore.ephys import deconvolve as pursuit
 from sortcore.ephys import preprocess
 from sortcore.ephys.config import SortConfig
-from sortcore.ephys.fit import low_rank
 from sortcore.ephys.pipeline import template_window
 from sortcore.numerics import mad, unit_norm
 from sortcore.recording import Chunk, Recording

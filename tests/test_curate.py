@@ -181,6 +181,18 @@ def test_twins_on_channels_that_do_not_touch_stay():
     assert duplicates([cell, cell + 3], [20, 10], [[1, 0], [0, 1]]) == [False, False]
 
 
+def test_the_far_field_of_a_very_large_unit_goes():
+    """On channels that the large unit's waveform no longer touches."""
+    cell = poisson(0, 20, 0.003)
+    apart, trains = np.array([[True, False], [False, True]]), [cell, np.sort(cell[::2] + 8)]
+
+    def gone(snr, away_um):
+        return curate.duplicates(spikes_of(trains), apart, np.array(snr), FS, np.array([[0.0, 0.0], [0.0, away_um]])).tolist()
+
+    assert gone([60.0, 8.0], 200.0) == [False, True]
+    assert gone([30.0, 8.0], 200.0) == gone([60.0, 8.0], 900.0) == [False, False]
+
+
 def test_a_unit_without_spikes_is_no_duplicate():
     assert duplicates([poisson(0, 20), np.zeros(0, int)], [20, 5]) == [False, False]
 

@@ -11,7 +11,7 @@ from sortcore.ephys.config import FitConfig, InitializeConfig, PursuitConfig
 from sortcore.ephys.initialize import initialize
 from sortcore.groups import Group
 from sortcore.numerics import unit_norm
-from sortcore.types import Detections
+from sortcore.types import Detections, Priors
 
 N, K, T = 8, 4, 240_000
 SIZES = np.array([22.0, 16.0, 26.0, 18.0])
@@ -186,6 +186,28 @@ def test_a_unit_centred_on_another_of_its_extrema_is_not_a_second_unit():
     assert stage.realigned([large, faint], matcher, FS) == [large, faint], "of another size"
     twin = group(10 * shape[0], 50, 3)
     assert stage.realigned([large, twin], matcher, FS) == [large, twin], "at no lag: whether they are one is asked elsewhere"
+
+
+def test_a_unit_that_the_others_do_without_goes():
+    waves = unit_waveforms(2, N, reach=3)
+    rng = np.random.default_rng(4)
+    first = np.sort(rng.choice(np.arange(1, 900), 300, replace=False)) * 300
+    second = np.unique(np.r_[first[::20] + rng.integers(4, 9, 15), np.sort(rng.choice(np.arange(1, 900), 200, replace=False)) * 300 + 130])
+    starts, units = np.r_[first, second], np.r_[np.zeros(len(first), int), np.ones(len(second), int)]
+    order = np.argsort(starts, kind="stable")
+    starts, units = starts[order], units[order]
+    x = torch.from_numpy(plant(waves, starts, units, np.where(units == 0, 25.0, 15.0), 280_000))
+    both = 25 * waves[0] + 15 * stage.moved_by(waves[1], 6)  # a cluster of their collisions
+    bank = unit_norm(np.array([waves[0], waves[1], both]))
+    priors = stage.first_priors(np.array([25 * waves[0], 15 * waves[1], both]), np.array([300, 215, 15]), 280_000 / FS)
+    matcher = matching.prepare(bank, priors, FS)
+    sweep = stage.run_sweep(x, matcher, column(N), FS, PursuitConfig())
+    assert (sweep.spikes.units == 2).sum() > 5
+    kept = stage.needed(sweep, x, matcher, FS)
+    assert set(kept.spikes.units) == {0, 1} and len(kept.spikes) == len(kept.features) == len(kept.knots)
+    two = matching.prepare(bank[:2], Priors(priors.amp_mean[:2], priors.amp_std[:2], np.array([1.0, 0.1])), FS)
+    alone = stage.run_sweep(x, two, column(N), FS, PursuitConfig())
+    assert set(stage.needed(alone, x, two, FS).spikes.units) == {0, 1}, "a cell that nothing else explains is needed"
 
 
 def test_the_fit_repeats(planted):

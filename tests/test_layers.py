@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Lowest first. A module of the engine that is not named here must be a stage.
 LAYERS = (
     {"errors", "types", "version"},
-    {"recording", "progress", "workers", "numerics", "medians", "probes", "cluster", "groups", "spectra", "matching", "moving", "follow",
-     "sample", "ephys.config"},
+    {"recording", "progress", "workers", "numerics", "medians", "probes", "cluster", "groups", "spectra", "matching", "moving", "bank",
+     "follow", "sample", "ephys.config"},
     {"model", "reference", "cells", "simulate", "metrics"},
     {"<stage>"},
     {"ephys.conclude", "ephys.pipeline"},

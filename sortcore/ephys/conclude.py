@@ -33,7 +33,8 @@ def conclude(recording: Recording, learned: Preprocessing, matcher: Matcher | Mo
     averages = mean_waveforms(recording, learned, at_home(spikes, matcher, recording.fs), k, before + slack, after + slack)
     shifts, templates_uv = at_trough(averages, before, after, slack)
     spikes = shifted(spikes, shifts, recording.segment_lengths)
-    keep = ~curate.duplicates(spikes, (still.coefficients != 0).any(axis=2), priors.amp_mean, recording.fs)
+    used, places = (still.coefficients != 0).any(axis=2), learned.probe.positions_um[(still.coefficients**2).sum(axis=2).argmax(axis=1)]
+    keep = ~curate.duplicates(spikes, used, priors.amp_mean, recording.fs, places)
     order = np.flatnonzero(keep)
     order = order[np.argsort(depth(templates_uv[order], learned.probe), kind="stable")]
     spikes = renumbered(spikes, order, k)

@@ -11,6 +11,7 @@ from sortcore.types import Preprocessing, Priors, Spikes, Units
 
 TENTHS = 10
 COINCIDENCE = ((0.5, 1.2), (1.0, 2.5), (2.0, 2.5))  # within so many ms of a unit so many times larger
+FAR_FIELD = (1.0, 5.0, 300.0)  # within so many ms of a unit so many times larger, within so many um
 LEFTOVER_SHARE = 0.4  # of few spikes, which may coincide by chance
 LEFTOVER_OF_MANY = 0.18
 
@@ -75,11 +76,12 @@ def centre_of_mass(ptp: np.ndarray, positions_um: np.ndarray) -> np.ndarray:
     return weight @ positions_um / np.maximum(weight.sum(axis=1, keepdims=True), 1e-12)
 
 
-def duplicates(spikes: Spikes, used: np.ndarray, snr: np.ndarray, fs: float) -> np.ndarray:
+def duplicates(spikes: Spikes, used: np.ndarray, snr: np.ndarray, fs: float, places_um: np.ndarray | None = None) -> np.ndarray:
     """(K,) whether a unit is what is left of larger ones on its channels, and no cell of its own.
 
     Either more of its spikes than chance allows fall close to those of larger units, or follow one of them at a fixed lag.
-    used: (K, N) channels that each unit's waveform touches
+    used: (K, N) channels that each unit's waveform touches; places_um: (K, 2), by which the far field of units many times
+    larger is told, beyond their waveforms' channels
     """
     trains = [spikes.samples[spikes.units == u] for u in range(len(snr))]
     touching = used.astype(np.float32) @ used.T.astype(np.float32) > 0
@@ -92,6 +94,12 @@ def duplicates(spikes: Spikes, used: np.ndarray, snr: np.ndarray, fs: float) -> 
         shares = [0.0]
         for within_ms, times_larger in COINCIDENCE:
             larger = [trains[v] for v in np.flatnonzero(near & (snr > times_larger * snr[u]))]
+            if larger:
+                shares.append(coinciding(trains[u], np.sort(np.concatenate(larger)), int(within_ms * fs / 1000), duration))
+        if places_um is not None:
+            within_ms, times_larger, reach_um = FAR_FIELD
+            far = np.linalg.norm(places_um - places_um[u], axis=1) < reach_um
+            larger = [trains[v] for v in np.flatnonzero(far & ~gone & (snr > times_larger * snr[u]))]
             if larger:
                 shares.append(coinciding(trains[u], np.sort(np.concatenate(larger)), int(within_ms * fs / 1000), duration))
         shares += [locked_share(trains[u], trains[v], fs) for v in np.flatnonzero(near & (snr > COINCIDENCE[0][1] * snr[u]))]
