@@ -18,7 +18,8 @@ from sortcore.matching import Matcher
 from sortcore.numerics import unit_norm
 from sortcore.types import Motion, Priors
 
-KEPT = 3  # matchers of the latest displacements, made ready
+MOST_BYTES = 400_000_000  # of tables of the latest displacements' matchers, kept ready
+FEWEST = 2
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class MovingMatcher:
         with self.lock:
             if key not in self.ready:
                 self.ready[key] = self.made(knots)
-                while len(self.ready) > KEPT:
+                while len(self.ready) > FEWEST and sum(m.overlaps.nbytes for m in self.ready.values()) > MOST_BYTES:
                     self.ready.popitem(last=False)
             self.ready.move_to_end(key)
             return self.ready[key]

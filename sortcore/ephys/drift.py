@@ -34,7 +34,8 @@ RUNNING_BINS = 5
 OFF_UM = 4.0  # a pair of times that disagrees with the rest by more counts for little
 MOST_BINS = 1500  # of a long recording
 FEWEST_EVENTS = 20  # a time bin
-SCANNED = 0.5  # of a recording that is longer than its sample
+SCANNED = (0.1, 0.5)  # least and most that is looked at of a recording that is longer than its sample,
+EVENTS_A_BIN = 150  # so that each window of depth has so many
 
 
 def find_motion(whitened: Whitened, segment_lengths: tuple[int, ...], learned: Preprocessing, sample: Sample, events: Detections,
@@ -48,45 +49,56 @@ def find_motion(whitened: Whitened, segment_lengths: tuple[int, ...], learned: P
     if not config.follow or max(np.ptp(probe.positions_um[probe.shank == s, 1]) for s in np.unique(probe.shank)) < config.least_depth_um:
         return None
     motion, follower, x = None, None, sample.x
+    unwhitening = np.linalg.pinv(learned.whitening.astype(np.float64)).astype(np.float32)
+    share = float(np.clip(EVENTS_A_BIN * n_windows(probe, config) * len(sample.times_s) / learned.fs
+                          / max(len(events), 1) / config.bin_seconds, *SCANNED))
     for i in range(config.rounds):
         if sample.whole:
             if follower is not None:
                 x = follower.registered(sample.x)
                 events = look(x)
-            seen = (sample.times_s[events.samples], *places(x.numpy(), events.samples, events.channels, learned))
+            seen = (sample.times_s[events.samples], *places(x.numpy(), events.samples, events.channels, learned, unwhitening))
         else:
-            seen = scan(whitened, segment_lengths, learned, follower, look, config, track, f"motion {i + 1} of {config.rounds}")
-        more = estimate(*seen, sample.duration_s, learned.probe, config)
+            name = f"motion {i + 1} of {config.rounds}"
+            seen = scan(whitened, segment_lengths, learned, unwhitening, follower, look, config.bin_seconds, share, track, name)
+        more = estimate(*seen, sample.duration_s, probe, config)
         if more is None:
             break
         motion = more if motion is None else corrected(motion, more)
         follower = make_follower(motion, learned, sample.times_s)
+        if not sample.whole:  # what is left varies slowly
+            config = replace(config, bin_seconds=2 * config.bin_seconds)
+            share /= 2
     return follower
 
 
-def scan(whitened: Whitened, segment_lengths: tuple[int, ...], learned: Preprocessing, follower: Follower | None, look: Look,
-         config: DriftConfig, track: Track, stage: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(S,) times in s, depths in um and sizes of the events in a part of every time bin of a long recording."""
+def n_windows(probe: Probe, config: DriftConfig) -> int:
+    return max(1, round(np.ptp(probe.positions_um[:, 1]) / config.window_um))
+
+
+def scan(whitened: Whitened, segment_lengths: tuple[int, ...], learned: Preprocessing, unwhitening: np.ndarray, follower: Follower | None,
+         look: Look, bin_seconds: float, share: float, track: Track, stage: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(S,) times in s, depths in um and sizes of the events in a share of every time bin of a long recording."""
     fs = learned.fs
-    pieces = list(chunks(segment_lengths, int(config.bin_seconds * fs)))
+    pieces = list(chunks(segment_lengths, int(bin_seconds * fs)))
 
     def see(c: Chunk) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        part = Chunk(c.start, min(c.stop, c.start + int(SCANNED * config.bin_seconds * fs)), c.first, c.last)
+        part = Chunk(c.start, min(c.stop, c.start + int(share * bin_seconds * fs)), c.first, c.last)
         x = whitened(part).cpu()
         times = (np.arange(part.start, part.stop) / fs).astype(np.float32)
         x = x if follower is None else follower.registered(x, times)
         events = look(x)
-        return times[events.samples], *places(x.numpy(), events.samples, events.channels, learned)
+        return times[events.samples], *places(x.numpy(), events.samples, events.channels, learned, unwhitening)
 
     found = track(in_order(see, pieces), stage, len(pieces))
     times, depths, sizes = (np.concatenate(part) for part in zip(*found, strict=True))
     return times, depths, sizes
 
 
-def places(x: np.ndarray, samples: np.ndarray, channels: np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
-    """(S,) depth in um and (S,) size in microvolts of events (S,) of x (N, T) whitened."""
+def places(x: np.ndarray, samples: np.ndarray, channels: np.ndarray, preprocessing: Preprocessing,
+           unwhitening: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(S,) depth in um and (S,) size in microvolts of events (S,) of x (N, T) whitened; unwhitening: (N, N) back to microvolts."""
     probe, half = preprocessing.probe, int(HALF_MS * preprocessing.fs / 1000)
-    inverse = np.linalg.pinv(preprocessing.whitening.astype(np.float64)).astype(np.float32)
     distance = np.linalg.norm(probe.positions_um[:, None] - probe.positions_um[None], axis=2)
     near = (distance <= NEAR_UM) & (probe.shank[:, None] == probe.shank[None])
     depth, size = np.full(len(samples), np.nan), np.zeros(len(samples))
@@ -96,8 +108,7 @@ def places(x: np.ndarray, samples: np.ndarray, channels: np.ndarray, preprocessi
         own = np.flatnonzero(near[c])
         for part in np.array_split(mine, 1 + len(mine) // 2000):
             snippets = x[own[None, :, None], samples[part, None, None] + np.arange(-half, half + 1)].astype(np.float32)
-            raw = np.einsum("mn,snt->smt", inverse[np.ix_(own, own)], snippets)
-            peak = np.ptp(raw, axis=2)
+            peak = np.ptp(unwhitening[np.ix_(own, own)] @ snippets, axis=2)
             weight = np.maximum(peak - np.quantile(peak, 0.2, axis=1, keepdims=True), 0) ** 2
             depth[part] = weight @ probe.positions_um[own, 1] / np.maximum(weight.sum(axis=1), 1e-9)
             size[part] = peak.max(axis=1)
@@ -109,24 +120,28 @@ def places(x: np.ndarray, samples: np.ndarray, channels: np.ndarray, preprocessi
 def estimate(times_s: np.ndarray, depth_um: np.ndarray, size: np.ndarray, duration_s: float, probe: Probe,
              config: DriftConfig) -> Motion | None:
     """The motion that events at times, depths and sizes (S,) tell of; None where it is too little to follow."""
-    known = np.isfinite(depth_um)
+    known = np.isfinite(depth_um) & (size > 0)
     times_s, depth_um, size = times_s[known], depth_um[known], size[known]
     low, high = probe.positions_um[:, 1].min(), probe.positions_um[:, 1].max()
     n_bins = min(int(duration_s / config.bin_seconds), MOST_BINS)
     if n_bins < 3 or len(times_s) < FEWEST_EVENTS * n_bins:
         return None
-    n_windows = max(1, round((high - low) / config.window_um))
-    centres = low + (np.arange(n_windows) + 0.5) * (high - low) / n_windows
+    count = n_windows(probe, config)
+    centres = low + (np.arange(count) + 0.5) * (high - low) / count
     bins = np.minimum((times_s / duration_s * n_bins).astype(int), n_bins - 1)
     images = histograms(bins, depth_um, size, n_bins, low, high, config)
     rows = low + (np.arange(images.shape[1]) + 0.5) * config.step_um
     horizon = int(config.horizon_seconds * n_bins / duration_s)
-    displacement = np.empty((n_bins, n_windows))
+    displacement, misfit = np.empty((n_bins, count)), np.empty(count)
     for v, centre in enumerate(centres):
-        weight = np.exp(-0.5 * ((rows - centre) / (0.5 * config.window_um)) ** 2) if n_windows > 1 else np.ones(len(rows))
+        weight = np.exp(-0.5 * ((rows - centre) / (0.5 * config.window_um)) ** 2) if count > 1 else np.ones(len(rows))
         near = np.flatnonzero(weight > 0.03)
         part = slice(near[0], near[-1] + 1)
-        displacement[:, v] = registered(images[:, part] * weight[None, part, None], config, horizon)
+        displacement[:, v], misfit[v] = registered(images[:, part] * weight[None, part, None], config, horizon)
+    trusted = np.flatnonzero(misfit < OFF_UM)  # where there is little to see, times disagree
+    if not len(trusted):
+        return None
+    displacement = np.array([np.interp(centres, centres[trusted], now[trusted]) for now in displacement])
     displacement -= np.median(displacement, axis=0)
     spread = np.quantile(displacement, 0.95, axis=0) - np.quantile(displacement, 0.05, axis=0)
     if spread.max() < config.smallest_um:
@@ -136,7 +151,9 @@ def estimate(times_s: np.ndarray, depth_um: np.ndarray, size: np.ndarray, durati
 
 def corrected(motion: Motion, left: Motion) -> Motion:
     """A motion and what is left when it is followed, which varies slowly, or at once with it: its running median is free of noise."""
-    return replace(motion, displacement_um=motion.displacement_um + median_filter(left.displacement_um, (RUNNING_BINS, 1), mode="nearest"))
+    calm = median_filter(left.displacement_um, (RUNNING_BINS, 1), mode="nearest")
+    more = np.array([np.interp(motion.times_s, left.times_s, window) for window in calm.T]).T
+    return replace(motion, displacement_um=motion.displacement_um + more)
 
 
 def histograms(bins: np.ndarray, depth_um: np.ndarray, size: np.ndarray, n_bins: int, low: float, high: float,
@@ -150,8 +167,9 @@ def histograms(bins: np.ndarray, depth_um: np.ndarray, size: np.ndarray, n_bins:
     return gaussian_filter(np.sqrt(gaussian_filter(out, (0, BLUR_UM / config.step_um, 0.5), mode="constant")), (0, 1, 0), mode="constant")
 
 
-def registered(images: np.ndarray, config: DriftConfig, horizon: int) -> np.ndarray:
-    """(B,) displacement in um that best explains how images (B, rows, sizes), up to `horizon` apart, are shifted against each other."""
+def registered(images: np.ndarray, config: DriftConfig, horizon: int) -> tuple[np.ndarray, float]:
+    """(B,) displacement in um that best explains how images (B, rows, sizes), up to `horizon` apart, are shifted against each
+    other, and by how many um pairs of them disagree with it in the median."""
     n_bins, rows, _ = images.shape
     most = min(int(config.largest_um / config.step_um), rows - 1)
     norm = np.sqrt((images**2).sum(axis=(1, 2)))
@@ -170,7 +188,9 @@ def registered(images: np.ndarray, config: DriftConfig, horizon: int) -> np.ndar
         weights[i, js] = np.maximum(top, 0) ** 4
 
     deque(in_order(against_later, range(n_bins - 1)), maxlen=0)
-    return solved(shifts, weights)
+    found = solved(shifts, weights)
+    off = np.abs(found[None] - found[:, None] - shifts)[weights > 0]
+    return found, float(np.median(off)) if len(off) else np.inf
 
 
 def solved(shifts: np.ndarray, weights: np.ndarray) -> np.ndarray:

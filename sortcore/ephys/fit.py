@@ -46,7 +46,8 @@ START_NORM = 6.5  # of the first clusters; smaller ones are found in the residua
 MIN_NORM = 5.0  # a smaller waveform's spikes are mostly below the threshold that noise allows
 DEAD_MS = 0.5
 FEW_SPIKES = 300  # a unit of more is not asked whether it is needed
-MOST_TRIED = 40  # of its spikes
+MOST_TRIED = 24  # of its spikes,
+TOGETHER = 4  # in so many stretches side by side
 
 
 @dataclass(frozen=True)
@@ -154,32 +155,43 @@ def run_sweep(x: torch.Tensor, matcher: Matcher | MovingMatcher, probe: Probe, f
 def needed(sweep: Sweep, x: torch.Tensor, matcher: Matcher | MovingMatcher, fs: float, follower: Follower | None = None) -> Sweep:
     """A sweep without the units that the others do without: leaving one out costs less log joint than its parameters (BIC).
 
-    Such are clusters of collisions with one large unit, and fragments. Units are tried one after another, those of fewest
-    spikes first, on the stretches where they fire.
+    Such are clusters of collisions with one large unit, and fragments. Units that are like another are tried one after
+    another, those of fewest spikes first, on stretches where they fire.
     """
     spikes, d, dead = sweep.spikes, matcher.n_samples, max(1, int(DEAD_MS * fs / 1000))
     counts = np.bincount(spikes.units, minlength=len(matcher.reference.coefficients))
     price = 0.5 * matcher.reference.parameters() * np.log(x.shape[1])
+    cosine, _ = similarity(matcher.reference)
+    like_another = (np.abs(cosine) * (1 - np.eye(len(cosine)))).max(axis=1, initial=0) > MERGE_COSINE
     gone = np.zeros(len(counts), bool)
 
-    def worth(k: int, start: int) -> float:
-        low, high = max(0, start - 2 * d), min(x.shape[1], start + 3 * d)
-        now = matcher.at(0.0 if follower is None else float(follower.times_s[start]))
-        score = matching.scores(now, x[:, low:high].to(torch.float32)).numpy()
+    def worth(k: int, starts: np.ndarray) -> float:
+        now = matcher.at(0.0 if follower is None else float(follower.times_s[starts[0]]))
+        windows = [x[:, max(0, t - 2 * d) : t + 3 * d].to(torch.float32) for t in starts.tolist()]
+        score = matching.scores(now, torch.cat(windows, dim=1)).numpy()
         score[gone] = matching.DEAD
         with_it = matching.match(now, score.copy(), dead).scores.sum()
         score[k] = matching.DEAD
         return float(with_it - matching.match(now, score, dead).scores.sum())
 
     for k in np.argsort(counts, kind="stable"):
-        if not 0 < counts[k] <= FEW_SPIKES:
+        if not 0 < counts[k] <= FEW_SPIKES or not like_another[k]:
             continue
         starts = spikes.samples[spikes.units == k]
         some = starts[np.linspace(0, len(starts) - 1, min(len(starts), MOST_TRIED)).astype(int)]
-        loss = sum(in_order(partial(worth, int(k)), some.tolist())) * len(starts) / len(some)
-        gone[k] = loss < price[k]
+        together = at_one_place(some, matcher, follower)
+        gone[k] = sum(in_order(partial(worth, int(k)), together)) * len(starts) / len(some) < price[k]
     keep = ~gone[spikes.units]
     return replace(sweep, spikes=spikes.select(keep), knots=sweep.knots[keep], features=sweep.features[keep])
+
+
+def at_one_place(starts: np.ndarray, matcher: Matcher | MovingMatcher, follower: Follower | None) -> list[np.ndarray]:
+    """Template starts (S,) in groups to be matched with one matcher: where the tissue moves, those of one displacement."""
+    if follower is None or not isinstance(matcher, MovingMatcher):
+        return np.array_split(starts, min(len(starts), TOGETHER))
+    places = np.array([matcher.knots(float(follower.times_s[t])) for t in starts])
+    _, place = np.unique(places, axis=0, return_inverse=True)
+    return [starts[place.ravel() == i] for i in range(place.max() + 1)]
 
 
 def log_prior(matcher: Matcher, spikes: Spikes) -> np.ndarray:
