@@ -88,7 +88,7 @@ class InitializeConfig(Checked):
 
 @dataclass(frozen=True)
 class FitConfig(Checked):
-    sample_seconds: float = setting(120.0, "length of the sample on which templates are learned", "s", 1.0)
+    sample_seconds: float = setting(180.0, "length of the sample on which templates are learned", "s", 1.0)
     iterations: int = setting(2, "rounds of coordinate ascent", "", 1, 50)
     rank: int = setting(5, "rank of a template", "", 1, 20)
     before_ms: float = setting(0.8, "template before the trough", "ms", 0.2, 5.0)
