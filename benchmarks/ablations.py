@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-import json
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -21,10 +20,10 @@ from unittest import mock
 
 import numpy as np
 
+from benchmarks.recordings import open_recording
 from benchmarks.report import markdown
+from benchmarks.score import DELTA_MS
 from benchmarks.trains import load_truth
-
-TOLERANCE_MS = 0.4
 
 
 def no(*_: Any, **__: Any) -> bool:
@@ -39,7 +38,7 @@ def whole(group: Any, *_: Any) -> list[np.ndarray]:
     return [np.arange(len(group.samples))]
 
 
-def none_gone(spikes: Any, used: Any, snr: np.ndarray, fs: float) -> np.ndarray:
+def none_gone(spikes: Any, used: Any, snr: np.ndarray, *_: Any) -> np.ndarray:
     return np.zeros(len(snr), bool)
 
 
@@ -83,15 +82,10 @@ def sorted_without(folder: Path, idea: str) -> tuple[float, int]:
     """Mean accuracy and extra units of a recording sorted without one idea."""
     import sortcore as sc
     from sortcore.metrics import compare
-    from sortcore.types import Probe
+    from sorters.adapter import SpikeInterfaceRecording, probe_of
 
     warnings.simplefilter("ignore")
-    info, off = json.loads((folder / "info.json").read_text()), IDEAS[idea]
-    probe = json.loads((folder / "probe.json").read_text())["probes"][0]
-    order = np.argsort(probe["device_channel_indices"])
-    shanks = np.unique(probe.get("shank_ids") or ["0"] * len(order), return_inverse=True)[1]
-    places = Probe(np.array(probe["contact_positions"], float)[order], shanks[order])
-    recording = sc.binary_recording(folder / "recording.bin", info["n_channels"], info["fs"], info["dtype"], info["gain_uv"])
+    off, opened = IDEAS[idea], open_recording(folder)
     config = sc.SortConfig()
     patches = []
     if isinstance(off, tuple):
@@ -102,11 +96,11 @@ def sorted_without(folder: Path, idea: str) -> tuple[float, int]:
     for patch in patches:
         patch.start()
     try:
-        result = sc.sort(recording, places, config, progress=False)
+        result = sc.sort(SpikeInterfaceRecording(opened), probe_of(opened), config, progress=False)
     finally:
         mock.patch.stopall()
     kept = np.flatnonzero(result.units.label != "noise")
-    c = compare(load_truth(folder).trains.split(), [result.spike_train(int(u)) for u in kept], int(TOLERANCE_MS * 1e-3 * info["fs"]))
+    c = compare(load_truth(folder).trains.split(), [result.spike_train(int(u)) for u in kept], int(DELTA_MS * result.fs / 1000))
     return float(np.mean(c.accuracy)), int(len(kept) - (np.asarray(c.match) >= 0).sum())
 
 

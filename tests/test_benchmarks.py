@@ -457,6 +457,7 @@ def test_an_idea_is_switched_off_and_on_again(simulated):
     for idea, off in ablations.IDEAS.items():
         for where, name, _ in off if isinstance(off, list) else []:
             assert hasattr(ablations.found(where), name), idea
+    assert ablations.sorted_without(simulated, "leftovers of larger units left out")[0] > 0.9
     accuracy, _ = ablations.sorted_without(simulated, "merge: no valley")
     assert accuracy <= with_all + 0.02 and groups.separation is before
 
