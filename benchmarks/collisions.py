@@ -9,16 +9,16 @@ draws DIR/RECORDING/collisions.png.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.kept import asked_for
 from benchmarks.recordings import open_recording
 from benchmarks.report import markdown
 from benchmarks.score import DELTA_MS, score
-from benchmarks.trains import Trains, load_sorted, load_truth, to_spikeinterface
+from benchmarks.trains import Trains, load_truth, to_spikeinterface
 
 LAG_MS, BINS = 1.5, 15
 ALIKE = (0.0, 0.3, 0.6, 1.01)  # edges of the classes of pairs, by the cosine of their mean waveforms
@@ -87,18 +87,8 @@ def draw(file: Path, title: str, lags: np.ndarray, recall: dict[str, np.ndarray]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.collisions", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recording", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--sorters", default="sortcore,lupin,kilosort4")
-    a = parser.parse_args(arguments)
-    place, fs = a.out / a.recording.resolve().name, load_truth(a.recording).trains.fs
-    known = {name: place / name / "sorting.npz" for name in a.sorters.split(",")}
-    sorted_by = {name: load_sorted(file, fs) for name, file in known.items() if file.is_file()}
-    if not sorted_by:
-        parser.exit(1, f"{place} holds no sorting of {a.sorters}; run python -m benchmarks {a.recording} --out {a.out} first.\n")
-    lags, recall, n = recalls(a.recording, sorted_by)
+    kept = asked_for("collisions", __doc__, "sortcore,lupin,kilosort4", arguments)
+    lags, recall, n = recalls(kept.recording, kept.sorted_by)
     rows = [["cosine", "sorter", "collisions", "recall", "lowest in a lag bin", "at lag (ms)"]]
     for i in range(len(ALIKE) - 1):
         for name, values in recall.items():
@@ -110,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append([f"{ALIKE[i]:g} to {min(ALIKE[i + 1], 1):g}", name, str(int(n[i].sum())), f"{mean:.3f}", f"{enough[low]:.3f}",
                          f"{lags[low]:+.1f}"])
     print(markdown(rows))
-    draw(place / "collisions.png", a.recording.resolve().name, lags, recall)
+    draw(kept.place / "collisions.png", kept.place.name, lags, recall)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def conclude(recording: Recording, learned: Preprocessing, matcher: Matcher | Mo
     units = curate.measure(spikes, templates_uv[order], priors, still.threshold[order], still.parameters()[order], learned, n_samples,
                            config.curate)
     scale = np.abs(templates_uv[order, :, before]).max(axis=1, initial=0) / np.maximum(priors.amp_mean, 1e-9)
-    waveforms = np.array([moved_by(w, -s) for w, s in zip(still.waveforms(), shifts, strict=True)]).reshape(still.waveforms().shape)[order]
+    waveforms = brought_to_trough(still.waveforms(), order, shifts)
     moving = moving_templates(matcher, order, shifts, config.fit.rank) if isinstance(matcher, MovingMatcher) else None
     model = Model(learned, Templates(*low_rank(waveforms, config.fit.rank), before), priors, scale.astype(np.float32), templates_uv[order],
                   moving)
@@ -64,9 +64,14 @@ def at_home(spikes: Spikes, matcher: Matcher | MovingMatcher, fs: float) -> Spik
 
 def moving_templates(matcher: MovingMatcher, order: np.ndarray, shifts: np.ndarray, rank: int) -> MovingTemplates:
     """Waveforms of the units in `order` at each knot, each moved back by its shift (K,)."""
-    at_knots = [np.array([moved_by(there[u], -shifts[u]) for u in order]).reshape(-1, *there.shape[1:]) for there in matcher.waveforms]
-    footprints, profiles = zip(*(low_rank(w, rank) for w in at_knots), strict=True)
+    at_knots = (low_rank(brought_to_trough(there, order, shifts), rank) for there in matcher.waveforms)
+    footprints, profiles = zip(*at_knots, strict=True)
     return MovingTemplates(matcher.knots_um, matcher.depths_um[order], np.array(footprints), np.array(profiles))
+
+
+def brought_to_trough(waveforms: np.ndarray, order: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """Waveforms (K, N, D) of the units in `order`, each moved back by its shift (K,)."""
+    return np.array([moved_by(waveforms[u], -shifts[u]) for u in order]).reshape(-1, *waveforms.shape[1:])
 
 
 def at_trough(averages: np.ndarray, before: int, after: int, slack: int) -> tuple[np.ndarray, np.ndarray]:
