@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     {"errors", "types", "version"},
     {"recording", "progress", "workers", "numerics", "medians", "probes", "cluster", "groups", "spectra", "matching", "moving", "bank",
-     "follow", "sample", "ephys.config"},
-    {"model", "reference", "cells", "simulate", "metrics"},
+     "follow", "sample", "settings", "ephys.config"},
+    {"model", "reference", "cells", "simulate", "spike_scores", "rare_events", "metrics", "optical.indicator", "optical.simulate"},
     {"<stage>"},
     {"ephys.conclude", "ephys.pipeline"},
     {"export", "archive", "phy", "panels", "plots", "plots_probe", "report"},
@@ -77,12 +77,12 @@ def test_a_module_imports_only_from_its_layer_and_below(name: str) -> None:
 
 
 PIPELINE = ("conclude", "pipeline")
-STAGES = [name for name in MODULES if "." in name and name.rpartition(".")[2] not in ("config", *PIPELINE)]
+STAGES = [name for name in MODULES if layer(name) == layer("ephys.<stage>") and name.rpartition(".")[2] not in PIPELINE]
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_stages_do_not_import_each_other(name: str) -> None:
-    stages = {f"sortcore.{other}" for other in MODULES if "." in other and other.rpartition(".")[2] != "config"}
+    stages = {f"sortcore.{other}" for other in STAGES} | {f"sortcore.ephys.{other}" for other in PIPELINE}
     assert not imports(MODULES[name]) & stages - {f"sortcore.{name}"}
 
 
