@@ -31,7 +31,7 @@ def silent():
     return fluorescence - cells + quiet, neuropil, true, quiet
 
 
-@pytest.mark.parametrize("made", [silent, lambda: contaminated(shared=0.0), lambda: contaminated(),
+@pytest.mark.parametrize("made", [silent, lambda: contaminated(shared=0.0), contaminated,
                                   lambda: contaminated(rate_hz=2.0)], ids=["silent", "alone", "shared", "busy"])
 def test_known_coefficients_are_found(made):
     fluorescence, neuropil, true, _ = made()
