@@ -5,7 +5,8 @@ import pytest
 
 from sortcore.errors import ConfigError, ModelError
 from sortcore.metrics import score_spikes
-from sortcore.optical.spikes import Threshold, beyond, find_events, fit_law, level_beyond, peaks, thresholds
+from sortcore.optical.spikes import Threshold, find_events, peaks, thresholds
+from sortcore.optical.tails import beyond, beyond_pareto, fit_law, fit_pareto, level_beyond, level_beyond_pareto
 
 ROW = np.array([0.0, 1, 0, 0, 5, 4, 0, 3, 0, 2])
 
@@ -53,7 +54,8 @@ def sparse_noise(rng, shape):
     return np.where(rng.random(shape) < 0.1, rng.exponential(0.2, shape), 0.0)
 
 
-MAKERS = {"sparse": sparse_noise, "gaussian": lambda rng, shape: rng.standard_normal(shape),
+MAKERS = {"heavy": lambda rng, shape: 0.01 * np.exp(rng.standard_normal(shape)), "sparse": sparse_noise,
+          "gaussian": lambda rng, shape: rng.standard_normal(shape),
           "rectified": lambda rng, shape: np.maximum(rng.standard_normal(shape), 0)}
 
 
@@ -85,7 +87,7 @@ def test_spikes_do_not_raise_the_threshold_and_are_found(rng):
 
 @pytest.mark.parametrize("draw", [lambda rng, n: rng.exponential(0.7, n), lambda rng, n: np.abs(rng.normal(0, 0.7, n)),
                                   lambda rng, n: (x := rng.normal(0.5, 0.7, 2 * n))[x > 0]], ids=["exponential", "half", "shifted"])
-def test_the_law_is_found_from_its_body(draw, rng):
+def test_the_light_law_is_found_from_its_body(draw, rng):
     sizes = draw(rng, 60_000)
     cut = np.quantile(sizes, 0.9)
     law = fit_law(sizes[sizes <= cut], cut)
@@ -93,6 +95,26 @@ def test_the_law_is_found_from_its_body(draw, rng):
         level = level_beyond(share, law)
         assert beyond(level, law) == pytest.approx(share, rel=1e-6)
         assert level == pytest.approx(np.quantile(sizes, 1 - share), rel=0.06)
+
+
+@pytest.mark.parametrize("shape", [0.3, 0.5])
+def test_the_heavy_law_is_found_from_its_body(shape, rng):
+    sizes = 0.7 * (rng.random(60_000) ** -shape - 1) / shape
+    cut = np.quantile(sizes, 0.9)
+    law = fit_pareto(sizes[sizes <= cut], cut)
+    for part in (0.1, 0.01, 0.001):
+        level = level_beyond_pareto(part, law)
+        assert beyond_pareto(level, law) == pytest.approx(part, rel=1e-6)
+        assert level == pytest.approx(np.quantile(sizes, 1 - part), rel=0.3)
+
+
+def test_a_single_cell_and_one_of_few_peaks_have_thresholds(rng):
+    level = thresholds(sparse_noise(rng, (1, 20_000)), 30.0, Threshold("false_positives", 0.05))[0]
+    assert 0.2 * np.log(3 / 0.05) == pytest.approx(level, rel=0.35)
+    few = np.zeros(300)
+    few[20:300:20] = 1.0
+    assert 1 < thresholds(few, 30.0, Threshold("false_positives", 0.01))[0] < 20
+    assert thresholds(few, 30.0, Threshold("false_positives", 20.0))[0] == 0
 
 
 @pytest.mark.parametrize("call", [

@@ -16,7 +16,7 @@ LAYERS = (
     {"errors", "types", "version"},
     {"recording", "progress", "workers", "numerics", "medians", "probes", "cluster", "groups", "spectra", "matching", "moving", "bank",
      "follow", "sample", "settings", "optional", "ephys.config", "optical.foreign",
-     "optical.reading"},
+     "optical.reading", "optical.tails"},
     {"model", "reference", "cells", "simulate", "metrics", "metrics.sorting", "metrics.trains",
      "metrics.distances", "metrics.intervals", "optical.indicator", "optical.simulate"},
     {"<stage>"},

@@ -4,14 +4,8 @@ Activity is what deconvolution gives, (K, T) in any unit, larger where spikes ar
 positives is asked for, the sizes that peaks have without spikes must be known. They are taken from traces without spikes
 where such are given (the same traces upside down, deconvolved alike, are near to that); otherwise from the activity itself.
 Activity that is often negative is taken to have noise alike on both sides, and the peaks of the negative side count. Of
-activity that is not, most peaks are noise, and the small ones are so almost surely. The law
-
-    p(x) ~ exp(-a x - b x^2),  x > 0,  b >= 0        b = 0: exponential, otherwise what a Gaussian has above 0
-
-is fitted by maximum likelihood to the peaks below a cut, as truncated there, and the cut put where that law leaves
-`TAIL` above it, until both agree. Peaks of the cell's own spikes lie above the cut and do not count. The threshold is what
-the law exceeds at the rate asked for. Measured on noise, deconvolved or not, the rate is within a factor of three of the one
-asked for: it is the tail of a law fitted to its body.
+activity that is not, most peaks are noise: the tail of a law fitted to its small peaks tells (`sortcore.optical.tails`). Where
+hardly any noise is left and most peaks are spikes, that cannot be; another kind of threshold is then the better one.
 """
 
 from __future__ import annotations
@@ -19,20 +13,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.signal import find_peaks
-from scipy.stats import norm
 
 from sortcore.errors import ConfigError, ModelError
+from sortcore.optical.tails import heavy_tails, light_tail
 from sortcore.settings import Checked, setting
 
 THRESHOLDS = ("absolute", "fraction", "percentile", "sigma", "false_positives")
-TAIL = 0.1  # share of the noise's peaks that lies above the cut
 MIRRORED = 0.05  # activity of which a larger share is negative tells of its noise by its negative side
-ROUNDS = 12
-FEWEST_PEAKS = 40  # to fit the law to; of fewer only the median is used, as of an exponential
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)
-NODES = (NODES + 1) / 2
+SMOOTH = 0.6  # activity of which a larger share is above zero is of a solver that leaves no frame empty
 
 
 @dataclass(frozen=True)
@@ -121,6 +110,7 @@ def thresholds(activity: np.ndarray, fs: float, threshold: Threshold, *, min_dis
         if len(null) != len(activity):
             raise ModelError(f"There are {len(activity)} cells, but {len(null)} rows of activity without spikes; give one each.")
     out = np.full(len(activity), np.inf)
+    own: dict[int, np.ndarray] = {}  # peaks of the cells of which nothing but the activity tells the noise
     for k, row in enumerate(activity):
         seen = row[np.isfinite(row)]
         if not seen.any():
@@ -128,8 +118,10 @@ def thresholds(activity: np.ndarray, fs: float, threshold: Threshold, *, min_dis
         if threshold.kind == "false_positives":
             mirrored = -row if (seen < 0).mean() > MIRRORED else None
             source = null[k] if null is not None else mirrored
-            law, source = (tail_of_noise, row) if source is None else (tail_of_null, source)
-            out[k] = law(source[peaks(source, 0.0, distance)], np.isfinite(source).sum() / fs, threshold.value)
+            if source is None:
+                own[k] = row[peaks(row, 0.0, distance)]
+            else:
+                out[k] = tail_of_null(source[peaks(source, 0.0, distance)], threshold.value * np.isfinite(source).sum() / fs)
         elif threshold.kind == "absolute":
             out[k] = threshold.value
         elif threshold.kind == "fraction":
@@ -138,6 +130,10 @@ def thresholds(activity: np.ndarray, fs: float, threshold: Threshold, *, min_dis
             out[k] = np.percentile(seen, threshold.value)
         else:
             out[k] = seen.mean() + threshold.value * seen.std()
+    allowed = [threshold.value * np.isfinite(activity[k]).sum() / fs for k in own]
+    filled = np.median([(activity[k] > 0).sum() / max(np.isfinite(activity[k]).sum(), 1) for k in own]) if own else 0.0
+    out[list(own)] = (heavy_tails(list(own.values()), allowed) if filled > SMOOTH else
+                      [light_tail(sizes, n) for sizes, n in zip(own.values(), allowed, strict=True)])
     return out
 
 
@@ -148,74 +144,11 @@ def peaks(row: np.ndarray, level: float, distance: int = 1) -> np.ndarray:
     return found.astype(np.int64) - 1
 
 
-def tail_of_null(sizes: np.ndarray, seconds: float, rate_hz: float) -> float:
-    """Level that the peaks (P,) of activity without spikes exceed at a rate; beyond the largest, their law is drawn on."""
-    allowed = rate_hz * seconds
-    if not 1 <= allowed < len(sizes):
-        return 0.0 if allowed >= len(sizes) else tail_of_noise(sizes, seconds, rate_hz)
-    return float(np.sort(sizes)[::-1][int(allowed)])
-
-
-def tail_of_noise(sizes: np.ndarray, seconds: float, rate_hz: float) -> float:
-    """Level that noise alone exceeds at a rate, from peaks (P,) of which most are noise."""
-    sizes = np.sort(sizes[sizes > 0])
-    if not len(sizes):
-        return 0.0
-    cut = median = float(sizes[len(sizes) // 2])
-    law, n = (np.log(2) / median, 0.0), float(len(sizes))
-    for _ in range(ROUNDS if len(sizes) >= FEWEST_PEAKS else 0):
-        below = sizes[sizes <= cut]
-        law = fit_law(below, cut)
-        n = min(len(below) / max(1 - beyond(cut, law), 0.05), float(len(sizes)))
-        last, cut = cut, float(np.clip(level_beyond(TAIL, law), median, sizes[-1]))
-        if abs(cut - last) < 1e-3 * last:
-            break
-    share = rate_hz * seconds / n
-    return level_beyond(share, law) if share < 1 else 0.0
-
-
-def fit_law(sizes: np.ndarray, cut: float) -> tuple[float, float]:
-    """(a, b) of p(x) ~ exp(-a x - b x^2) of sizes (P,), all in 0 to `cut`: maximum likelihood, which matches the means of x and x^2.
-
-    Newton's method on a concave likelihood; where it would have b below 0 b is 0, and only the mean of x is matched.
-    """
-    x = NODES  # of 0 to 1, where cut is 1
-    seen = np.array([(sizes / cut).mean(), ((sizes / cut) ** 2).mean()])
-    for free in (2, 1):
-        p = np.array([1.0, 0.5])[:free]
-        powers = np.stack([x, x**2])[:free]
-        for _ in range(40):
-            density = WEIGHTS * np.exp(-p @ powers - (-p @ powers).max())
-            density /= density.sum()
-            mean = powers @ density
-            spread = (powers * density) @ powers.T - np.outer(mean, mean)
-            step = np.linalg.solve(spread + 1e-12 * np.eye(free), mean - seen[:free])
-            p = p + step * min(1.0, 10 / np.abs(step).max(initial=1e-9))
-            if np.abs(step).max() < 1e-8:
-                break
-        a, b = float(p[0]), float(p[1]) if free == 2 else 0.0
-        if b > 1e-3:
-            return a / cut, b / cut**2
-    return max(a, 0.1) / cut, 0.0
-
-
-def beyond(level: float, law: tuple[float, float]) -> float:
-    """Share of the law that lies above a level."""
-    a, b = law
-    if b == 0:
-        return float(np.exp(-a * level))
-    mean, sd = -a / (2 * b), (2 * b) ** -0.5
-    return float(np.exp(norm.logsf((level - mean) / sd) - norm.logsf(-mean / sd)))
-
-
-def level_beyond(share: float, law: tuple[float, float]) -> float:
-    """Level above which a share of the law lies: the inverse of `beyond`."""
-    if law[1] == 0:
-        return float(-np.log(share) / law[0])
-    high = (2 * law[1]) ** -0.5
-    while beyond(high, law) > share:
-        high *= 2
-    return float(brentq(lambda level: np.log(beyond(level, law) / share), 0.0, high, xtol=1e-9 * high))
+def tail_of_null(sizes: np.ndarray, allowed: float) -> float:
+    """Level that only so many of the peaks (P,) of activity without spikes exceed; below one, their law is drawn on."""
+    if allowed >= 1:
+        return float(np.sort(sizes)[-1 - int(allowed)]) if int(allowed) < len(sizes) else 0.0
+    return light_tail(sizes, allowed)
 
 
 def as_rows(activity: np.ndarray) -> np.ndarray:
