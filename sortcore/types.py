@@ -333,7 +333,7 @@ class SortingResult:
 class Traces:
     """Fluorescence of K cells over T frames, as a file held it.
 
-    values: (K, T) float64, NaN where frames are missing; raw fluorescence or dF/F
+    values: (K, T) real numbers as they were stored, NaN where frames are missing; raw fluorescence or dF/F; may be a memory map
     fs: frames per second, None where the file does not say
     neuropil: (K, T) fluorescence around each cell, None where there is none
     names: K, of the cells

@@ -30,7 +30,8 @@ def test_npy_of_either_order_and_of_one_cell(tmp_path):
     np.testing.assert_array_equal(turned.values, F)
     assert turned.fs == 30.0 and turned.names == ("0", "1", "2", "3", "4") and len(turned) == 5
     np.testing.assert_array_equal(read_traces(tmp_path / "one.npy").values, F[:1])
-    assert read_traces(tmp_path / "whole.npy").values.dtype == np.float64
+    whole = read_traces(tmp_path / "whole.npy").values
+    assert whole.dtype == np.int16 and isinstance(whole, np.memmap)
     np.testing.assert_array_equal(read_traces(tmp_path / "cells.npy", time_axis=0).values, F.T)
 
 

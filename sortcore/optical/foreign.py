@@ -49,14 +49,13 @@ def read_suite2p(folder: Path, all_rois: bool = False) -> Traces:
     """
     folder = find_plane(folder)
     with readable(folder / "F.npy"):
-        values = np.load(folder / "F.npy", allow_pickle=False)
-        values = values.astype(np.float64)
+        values = np.load(folder / "F.npy", mmap_mode="r", allow_pickle=False)
     if values.ndim != 2:
         raise RecordingError(f"{folder / 'F.npy'} must be (ROIs, frames), but it has shape {values.shape}; run suite2p's extraction again.")
-    neuropil, keep = None, np.arange(len(values))
+    neuropil, n_rois, keep = None, len(values), np.arange(len(values))
     if (folder / "Fneu.npy").is_file():
         with readable(folder / "Fneu.npy"):
-            neuropil = np.load(folder / "Fneu.npy", allow_pickle=False).astype(np.float64)
+            neuropil = np.load(folder / "Fneu.npy", mmap_mode="r", allow_pickle=False)
         if neuropil.shape != values.shape:
             raise RecordingError(f"F.npy and Fneu.npy in {folder} do not belong together: their shapes are {values.shape} and "
                                  f"{neuropil.shape}. Run suite2p's extraction again, or take Fneu.npy away.")
@@ -68,8 +67,10 @@ def read_suite2p(folder: Path, all_rois: bool = False) -> Traces:
             raise RecordingError(f"iscell.npy in {folder} is of {len(is_cell)} ROIs, F.npy of {len(values)}. Run suite2p's classifier "
                                  "again, or take iscell.npy away.")
         keep = np.flatnonzero(is_cell)
-    return Traces(values[keep], suite2p_rate(folder / "ops.npy"), None if neuropil is None else neuropil[keep],
-                  tuple(str(k) for k in keep), f"suite2p, {len(keep)} of {len(values)} ROIs")
+    if len(keep) < len(values):
+        values, neuropil = values[keep], None if neuropil is None else neuropil[keep]
+    return Traces(values, suite2p_rate(folder / "ops.npy"), neuropil,
+                  tuple(str(k) for k in keep), f"suite2p, {len(keep)} of {n_rois} ROIs")
 
 
 def find_plane(folder: Path) -> Path:

@@ -20,7 +20,7 @@ CLEARLY_LONGER = 2  # the longer axis of an array is time if it is so many times
 
 def read_traces(path: str | Path, fs: float | None = None, *, time_axis: int | None = None, key: str | None = None,
                 all_rois: bool = False) -> Traces:
-    """Read traces (K, T) with what the file says of them.
+    """Read traces (K, T) with what the file says of them; of .npy and suite2p as memory maps, so that they need not fit in memory.
 
     fs: frames per second, in place of what the file says
     time_axis: 0 where a .npy, .npz or .csv has a row for each frame, 1 where it has one for each cell; by default the axis
@@ -71,7 +71,7 @@ def read_npy(path: Path, time_axis: int | None) -> Traces:
     if path.name == "F.npy" and (path.parent / "Fneu.npy").is_file():
         return read_suite2p(path.parent)
     with readable(path):
-        array = np.load(path, allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     return Traces(oriented(array, path, time_axis), source=".npy")
 
 
@@ -89,7 +89,7 @@ def read_npz(path: Path, time_axis: int | None, key: str | None) -> Traces:
         rate = next((float(file[n]) for n in RATE_KEYS if n in names and file[n].size == 1), None)
         around = next((file[n] for n in NEUROPIL_KEYS if n in names and n != chosen), None)
         turned = file[chosen].shape != values.shape
-        neuropil = None if around is None else np.asarray(around.T if turned else around, dtype=np.float64).reshape(values.shape)
+        neuropil = None if around is None else (around.T if turned else around).reshape(values.shape)
     return Traces(values, rate, neuropil, source=f".npz, {chosen}")
 
 
@@ -123,18 +123,18 @@ def is_number(text: str) -> bool:
 
 
 def oriented(array: np.ndarray, path: Path, time_axis: int | None) -> np.ndarray:
-    """(K, T) float64 of an array (T,), (K, T) or (T, K)."""
+    """(K, T) of an array (T,), (K, T) or (T, K): a view, so that what is mapped from a file stays there."""
     if array.dtype.kind not in "iufb" or array.ndim not in (1, 2):
         raise RecordingError(f"{path} holds an array of {array.dtype} and shape {array.shape}; traces are numbers, (cells, frames), "
                              "(frames, cells), or (frames,) of one cell.")
     if array.size == 0:
         raise RecordingError(f"{path} holds no numbers: its shape is {array.shape}. Was it written to the end?")
     if array.ndim == 1:
-        return array[None].astype(np.float64)
+        return array[None]
     if time_axis is None:
         short, long = sorted(array.shape)
         if short > 1 and long < CLEARLY_LONGER * short:
             raise ConfigError(f"{path} has shape {array.shape}, and which axis is time cannot be told from that. Give time_axis: 0 where "
                               "each row is a frame, 1 where each row is a cell.")
         time_axis = int(np.argmax(array.shape))
-    return (array.T if time_axis == 0 else array).astype(np.float64)
+    return array.T if time_axis == 0 else array
