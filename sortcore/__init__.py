@@ -24,8 +24,8 @@ from sortcore.types import Model, Preprocessing, Priors, Probe, SortingResult, S
 from sortcore.version import __version__ as __version__
 
 __all__ = [
-    "ArrayRecording", "CalciumResult", "CalciumStream", "ConfigError", "Model", "OutputError", "Preprocessing", "Priors", "Probe", "ProbeError", "Recording",
-    "RecordingError", "Simulation", "SortConfig", "SortcoreError", "SortingResult", "Spikes", "Templates", "Units",
-    "array_recording", "binary_recording", "deconvolve", "demo_simulation", "export_phy", "infer_ar1", "infer_calcium", "load_model", "load_probe",
-    "load_result", "probe_names", "save_model", "save_result", "simulate", "sort",
+    "ArrayRecording", "CalciumResult", "CalciumStream", "ConfigError", "Model", "OutputError", "Preprocessing", "Priors", "Probe",
+    "ProbeError", "Recording", "RecordingError", "Simulation", "SortConfig", "SortcoreError", "SortingResult", "Spikes", "Templates",
+    "Units", "array_recording", "binary_recording", "deconvolve", "demo_simulation", "export_phy", "infer_ar1", "infer_calcium",
+    "load_model", "load_probe", "load_result", "probe_names", "save_model", "save_result", "simulate", "sort",
 ]

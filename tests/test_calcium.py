@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import cvxpy as cp
 import numpy as np
 import pytest
@@ -83,7 +85,7 @@ def test_l0_is_the_best_of_all_partitions():
     best = np.inf
     for subset in range(1 << 9):
         edges = [0] + [t for t in range(1, 10) if subset >> (t - 1) & 1] + [10]
-        best = min(best, sum(cost(i, j) for i, j in zip(edges, edges[1:], strict=False)) + penalty * (len(edges) - 2))
+        best = min(best, sum(cost(i, j) for i, j in pairwise(edges)) + penalty * (len(edges) - 2))
     c, _ = solve_ar1_l0(y, g, penalty)
     jumps = np.abs(c[1:] - g * c[:-1]) > 1e-9
     assert 0.5 * np.sum((y - c) ** 2) + penalty * jumps.sum() == pytest.approx(best, rel=1e-9)
@@ -102,7 +104,8 @@ def test_ar2_is_the_convex_solution(penalty, drift):
     best = cp.Problem(cp.Minimize(cost), [] if drift else [b == 0]).solve(solver=cp.CLARABEL)
     found = solve_ar2(y, kernel, penalty, drift=drift, spread=spread)
     assert found.objective == pytest.approx(best, rel=1e-5) and found.kkt_residual < 1e-4
-    np.testing.assert_allclose(found.activity, s.value, atol=1e-2)
+    seen = slice(None, -1)  # the last frame is missing: without a penalty its activity may be anything
+    np.testing.assert_allclose(found.activity[seen], s.value[seen], atol=1e-2)
     np.testing.assert_allclose(found.baseline, b.value, atol=1e-3)
 
 
@@ -159,7 +162,8 @@ def test_activity_is_found_without_delay_on_a_drifting_baseline():
     t = np.arange(6000) / 6000
     result = sc.infer_calcium(y + 3 * np.exp(-2 * t) + 5, FS)
     smooth = np.hanning(13)
-    lags = [np.corrcoef(np.convolve(np.roll(result.activity, -i), smooth, "same"), np.convolve(s, smooth, "same"))[0, 1] for i in range(-6, 7)]
+    truth = np.convolve(s, smooth, "same")
+    lags = [np.corrcoef(np.convolve(np.roll(result.activity, -i), smooth, "same"), truth)[0, 1] for i in range(-6, 7)]
     assert abs(int(np.argmax(lags)) - 6) <= 1 and max(lags) > 0.85
     assert result.noise == pytest.approx(0.2, rel=0.1)
     events = result.activity[result.activity > 0.05]
@@ -205,8 +209,8 @@ def test_streaming_is_the_batch_late(penalty):
 
 
 @pytest.mark.parametrize("infer", [sc.infer_calcium, sc.infer_ar1])
-@pytest.mark.parametrize("bad", [np.zeros(0), np.zeros((0, 5)), np.zeros((3, 0)), np.zeros(100), np.full(50, np.nan), np.ones(1), np.ones(2),
-                                 np.full((2, 30), 7, np.int16)])
+@pytest.mark.parametrize("bad", [np.zeros(0), np.zeros((0, 5)), np.zeros((3, 0)), np.zeros(100), np.full(50, np.nan), np.ones(1),
+                                 np.ones(2), np.full((2, 30), 7, np.int16)])
 def test_a_trace_that_says_nothing_has_no_activity(infer, bad):
     result = infer(bad, FS)
     assert result.activity.shape == bad.shape and not result.activity.any()

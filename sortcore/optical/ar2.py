@@ -69,7 +69,8 @@ def solve_ar2(y: np.ndarray, kernel: Exponentials, penalty: float = 0.0, *, weig
     return Deconvolution(s, c, b, objective, kkt_residual(s, gradient, kernel.norm**2 * max(float(w.max()), 1e-300)), int(steps))
 
 
-def solve_to_noise(y: np.ndarray, kernel: Exponentials, noise: float, *, weights: np.ndarray | None = None, rtol: float = 1e-3) -> tuple[Deconvolution, float]:
+def solve_to_noise(y: np.ndarray, kernel: Exponentials, noise: float, *, weights: np.ndarray | None = None,
+                   rtol: float = 1e-3) -> tuple[Deconvolution, float]:
     """The noise-constrained form: the smallest sum of s with sum w (y - K s)^2 = noise^2 sum w.
 
     The residual grows with the penalty, so the penalty is found by bisection. Returns the solution and its penalty; where the

@@ -167,8 +167,10 @@ def _batch(many: np.ndarray, fs: float, one: Callable[[np.ndarray], _Trace], out
                 array[i] = values
             numbers[i] = trace.numbers
     if single:
-        return CalciumResult(arrays[0][0], arrays[1][0], arrays[2][0], *numbers[0], fs=float(fs))
-    return CalciumResult(*arrays, *numbers.T, fs=float(fs))
+        arrays, numbers = [array[0] for array in arrays], numbers[0]
+    activity, calcium, baseline = arrays
+    sigma, rise, decay, penalty, residual = numbers.T
+    return CalciumResult(activity, calcium, baseline, sigma, rise, decay, penalty, residual, float(fs))
 
 
 def _infer_one(y: np.ndarray, fs: float, known: Known, given: Assumptions) -> _Trace:
@@ -181,9 +183,8 @@ def _infer_one(y: np.ndarray, fs: float, known: Known, given: Assumptions) -> _T
     floor = float(np.percentile(y[seen], QUIET_PERCENTILE)) if known.baseline is None else known.baseline
     sigma = noise_level(y) if known.noise is None else known.noise
     if sigma <= 1e-9 * max(abs(floor), float(np.abs(y[seen]).max()), 1e-300):  # constant, or a single frame
-        if not np.ptp(y[seen]) or known.noise is None:
-            nan = np.nan
-            return _Trace(zero, zero, zero + floor, (0.0, known.tau_rise_s or nan, known.tau_decay_s or nan, known.penalty or nan, 0.0))
+        times = [np.nan if value is None else value for value in (known.tau_rise_s, known.tau_decay_s, known.penalty)]
+        return _Trace(zero, zero, zero + floor, (0.0, times[0], times[1], times[2], 0.0))
     x, free = (y - floor) / sigma, known.baseline is None
     decay, rise = estimate_times(x, fs, given, decay=known.tau_decay_s, rise=known.tau_rise_s, free_baseline=free)
     norm = exponential_kernel(fs, decay, rise).norm

@@ -60,7 +60,7 @@ def exponential_kernel(fs: float, tau_decay_s: float, tau_rise_s: float = 0.0) -
     if not (np.isfinite(fs) and fs > 0):
         raise ModelError(f"The frame rate must be a positive number of frames per second, but fs is {fs}.")
     if not (np.isfinite(tau_decay_s) and tau_decay_s > 0 and np.isfinite(tau_rise_s) and tau_rise_s >= 0):
-        raise ModelError(f"Times of decay and rise must be positive seconds (the rise may be 0), but they are {tau_decay_s} and {tau_rise_s}.")
+        raise ModelError(f"Times of decay and rise must be positive seconds (a rise may be 0), but are {tau_decay_s} and {tau_rise_s}.")
     a = 1 / (fs * tau_decay_s)
     if tau_rise_s * fs < FASTEST_RISE:
         u = 2 * np.sinh(a / 2) / a
@@ -86,7 +86,7 @@ def autoregressive_kernel(*g: float) -> Exponentials:
         raise ModelError(f"An indicator is AR(1) or AR(2), but {len(g)} coefficients were given; use a kernel of your own instead.")
     disc = g[0] ** 2 + 4 * g[1]
     if not disc > 0:
-        raise ModelError(f"AR(2) with g = {g} has complex or equal roots, but an indicator's are real and distinct; check the coefficients.")
+        raise ModelError(f"AR(2) with g = {g} has complex or equal roots, but an indicator's are real and distinct; check them.")
     d, r = (g[0] + np.sqrt(disc)) / 2, (g[0] - np.sqrt(disc)) / 2
     return Exponentials(float(d), float(r), float(d / (d - r)), float(-r / (d - r)))
 

@@ -55,7 +55,7 @@ class CalciumStream:
         while self._pools:
             N0, D0, start0 = self._pools[-1]
             decayed = self.g ** (start - start0)
-            if D > 0 and N > 0 and (D0 == 0 or N * D0 >= N0 * decayed * D):
+            if D > 0 and N > 0 and (D0 == 0 or N0 * decayed * D <= N * D0):
                 break
             self._pools.pop()
             N, D, start = N0 + decayed * N, D0 + decayed * decayed * D, start0
