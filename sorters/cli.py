@@ -216,9 +216,9 @@ def info(folder: Annotated[Path, typer.Argument(help="A result folder.")], debug
 
 @app.command()
 def calcium(
-    traces: Annotated[Path, typer.Argument(metavar="TRACES", help="Fluorescence (neurons, frames) as .npy, .npz or .csv.")],
-    fs: Annotated[float, typer.Option(help="Frames per second.")],
+    traces: Annotated[Path, typer.Argument(metavar="TRACES", help="Traces: .npy, .npz, .csv, a suite2p folder, CaImAn .hdf5 or .nwb.")],
     out: Annotated[Path, typer.Option(help="Folder for the result; must be new or empty.")],
+    fs: Annotated[float | None, typer.Option(help="Frames per second, where the file does not say.")] = None,
     tau_rise: Annotated[float | None, typer.Option(help="Rise time in seconds; estimated if not given.")] = None,
     tau_decay: Annotated[float | None, typer.Option(help="Decay time in seconds; estimated if not given.")] = None,
     overwrite: Overwrite = False,

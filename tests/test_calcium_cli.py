@@ -26,3 +26,18 @@ def test_what_cannot_be_read_is_said(tmp_path):
     for name in ("none.npy", "traces.txt"):
         done = CliRunner().invoke(app, ["calcium", str(tmp_path / name), "--fs", "30", "--out", str(tmp_path / "out")])
         assert done.exit_code == 1 and "Error:" in done.output
+
+
+def test_a_suite2p_folder_tells_its_rate_and_a_plain_file_is_asked_for_it(tmp_path):
+    y = np.random.default_rng(0).standard_normal((3, 300)).astype(np.float32)
+    (tmp_path / "plane0").mkdir()
+    np.save(tmp_path / "plane0" / "F.npy", y)
+    np.save(tmp_path / "plane0" / "iscell.npy", np.array([[1, 0.9], [0, 0.1], [1, 0.8]]))
+    np.save(tmp_path / "plane0" / "ops.npy", {"fs": 20.0})
+    done = CliRunner().invoke(app, ["calcium", str(tmp_path / "plane0"), "--out", str(tmp_path / "out"), "--quiet"])
+    assert done.exit_code == 0, done.output
+    expected = sc.infer_calcium(y[[0, 2]], 20.0)
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "activity.npy"), expected.activity, atol=1e-5)
+    np.save(tmp_path / "plain.npy", y)
+    done = CliRunner().invoke(app, ["calcium", str(tmp_path / "plain.npy"), "--out", str(tmp_path / "other"), "--quiet"])
+    assert done.exit_code == 2 and "--fs" in done.output

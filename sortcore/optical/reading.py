@@ -44,7 +44,7 @@ def read_traces(path: str | Path, fs: float | None = None, *, time_axis: int | N
         found = read_npy(path, time_axis)
     elif kind == ".npz":
         found = read_npz(path, time_axis, key)
-    elif kind in (".csv", ".tsv", ".txt"):
+    elif kind in (".csv", ".tsv"):
         found = read_csv(path, time_axis)
     elif kind in (".h5", ".hdf5"):
         found = read_caiman(path, key, all_rois)
