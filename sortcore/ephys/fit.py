@@ -168,7 +168,7 @@ def needed(sweep: Sweep, x: torch.Tensor, matcher: Matcher | MovingMatcher, fs: 
     def worth(k: int, starts: np.ndarray) -> float:
         now = matcher.at(0.0 if follower is None else float(follower.times_s[starts[0]]))
         windows = [x[:, max(0, t - 2 * d) : t + 3 * d].to(torch.float32) for t in starts.tolist()]
-        score = matching.scores(now, torch.cat(windows, dim=1)).numpy()
+        score = matching.scores_near(now, torch.cat(windows, dim=1), k).numpy()
         score[gone] = matching.DEAD
         with_it = matching.match(now, score.copy(), dead).scores.sum()
         score[k] = matching.DEAD
