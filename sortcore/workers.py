@@ -2,6 +2,9 @@
 
 Each chunk is computed by one thread from beginning to end, so its bytes do not depend on how many there are, and the parts
 that no library runs in parallel keep all cores busy too. On a GPU one chunk at a time fills the card.
+
+Work that is cut by time goes through `over_recording`: threads here, unless `spread_by` says where else (`cluster_of` a Dask
+client). What is computed is the same bytes anywhere.
 """
 
 from __future__ import annotations
@@ -10,12 +13,21 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol, TypeVar
 
 import torch
+from threadpoolctl import threadpool_limits
 
 Item = TypeVar("Item")
 Out = TypeVar("Out")
+
+
+class InOrder(Protocol):
+    """A way to compute function(item) for every item, and give the results in order."""
+
+    def __call__(self, function: Callable[[Item], Out], items: Sequence[Item], /) -> Iterator[Out]: ...
 
 
 def n_workers() -> int:
@@ -39,5 +51,46 @@ def in_order(function: Callable[[Item], Out], items: Sequence[Item], workers: in
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+    finally:
+        torch.set_num_threads(before)
+
+
+def threads_here(function: Callable[[Item], Out], items: Sequence[Item], /) -> Iterator[Out]:
+    """`in_order`, with as many threads as there are cores."""
+    return in_order(function, items)
+
+
+_spread: ContextVar[InOrder] = ContextVar("spread", default=threads_here)
+
+
+def over_recording(function: Callable[[Item], Out], items: Sequence[Item], /) -> Iterator[Out]:
+    """As `in_order`, for pieces of a recording: on other machines, where `spread_by` says so.
+
+    There function and items are copies, so what they change is lost; what they return is not.
+    """
+    return _spread.get()(function, items)
+
+
+@contextmanager
+def spread_by(how: InOrder | None) -> Iterator[None]:
+    """While this lasts, `over_recording` works in this way; None leaves it as it is."""
+    token = _spread.set(_spread.get() if how is None else how)
+    try:
+        yield
+    finally:
+        _spread.reset(token)
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """While this lasts, matrix products and factorisations use one thread: cores are kept busy by work side by side.
+
+    A product cut among threads rounds differently with their number; and threads within threads wait for each other.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
     finally:
         torch.set_num_threads(before)

@@ -7,7 +7,7 @@ to either side of it, so an edge is looked at from both chunks and a spike seen 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,15 +20,18 @@ from sortcore.moving import MovingMatcher
 from sortcore.progress import Track, silent
 from sortcore.recording import Chunk, chunks
 from sortcore.types import Spikes
-from sortcore.workers import in_order
+from sortcore.workers import over_recording
+
+EachChunk = Callable[[Callable[[Chunk], Spikes], Sequence[Chunk]], Iterator[Spikes]]
 
 DEAD_MS = 0.5  # a unit fires at most once in this time
 EDGE = 3  # samples beyond its own that a chunk reports
 
 
 def deconvolve(whitened: Callable[[Chunk], torch.Tensor], segment_lengths: tuple[int, ...], matcher: Matcher | MovingMatcher, trough: int,
-               fs: float, config: PursuitConfig, track: Track = silent, stage: str = "deconvolve") -> Spikes:
-    """Spikes of a whole recording; `whitened` gives the (N, T) whitened samples of any chunk."""
+               fs: float, config: PursuitConfig, track: Track = silent, stage: str = "deconvolve",
+               in_order: EachChunk = over_recording) -> Spikes:
+    """Spikes of a whole recording; `whitened` gives the (N, T) whitened samples of any chunk, `in_order` works on all chunks."""
     d = matcher.n_samples
     size = max(config.chunk_samples(fs, matcher.n_channels), 20 * d)
     pieces = list(chunks(segment_lengths, size))
