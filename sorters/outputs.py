@@ -12,17 +12,20 @@ from typing import Any
 from sortcore import Probe, SortingResult
 from sortcore.errors import OutputError
 from sortcore.export import check_free, is_result, save_result
+from sorters.console import say
 from sorters.recordings import RawFile
+
+WORK = "work"  # in the folder for a result: what stages have finished
 
 
 @contextlib.contextmanager
 def output_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """The folder for a result, made and tried; on the way out, what was made here and stayed empty goes away again.
 
-    Raises OutputError where it is not empty (unless `overwrite`) or cannot be written.
+    Raises OutputError where it is not empty (unless `overwrite`) or cannot be written. A sort that was stopped is not in the way.
     """
     try:
-        check_free(out, overwrite)
+        check_free(out, overwrite or unfinished(out))
     except OutputError as error:
         raise OutputError(str(error).replace("overwrite=True", "--overwrite")) from error
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
@@ -36,6 +39,29 @@ def output_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         yield out
     finally:
         remove_empty(made)
+
+
+def unfinished(out: Path) -> bool:
+    """Whether a folder holds nothing but what an unfinished sort has kept."""
+    return out.is_dir() and [entry.name for entry in out.iterdir()] == [WORK]
+
+
+@contextlib.contextmanager
+def resumable(work: Path, resume: bool) -> Iterator[Path]:
+    """The folder where stages keep what they finish. Says whether there is something to go on with, and, should the sort not come
+    to its end, that the next one can."""
+    if resume and holds_steps(work):
+        say(f"Going on with what is kept in {work}.")
+    try:
+        yield work
+    except BaseException:
+        if holds_steps(work):
+            say(f"\nWhat was finished is kept in {work}: the same command goes on from there.", error=True)
+        raise
+
+
+def holds_steps(work: Path) -> bool:
+    return next(work.glob("*/*"), None) is not None
 
 
 def remove_empty(folders: list[Path]) -> None:
