@@ -10,6 +10,7 @@ client). What is computed is the same bytes anywhere.
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -81,6 +82,14 @@ def spread_by(how: InOrder | None) -> Iterator[None]:
         _spread.reset(token)
 
 
+class Limited:
+    """The libraries' threads, limited for as long as anyone in this process wants it."""
+
+    lock = threading.Lock()
+    wanted = 0
+    limits: threadpool_limits | None = None
+
+
 @contextmanager
 def one_thread_each() -> Iterator[None]:
     """While this lasts, matrix products and factorisations use one thread: cores are kept busy by work side by side.
@@ -89,8 +98,15 @@ def one_thread_each() -> Iterator[None]:
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    with Limited.lock:
+        if not Limited.wanted:
+            Limited.limits = threadpool_limits(1)
+        Limited.wanted += 1
     try:
-        with threadpool_limits(1):
-            yield
+        yield
     finally:
+        with Limited.lock:
+            Limited.wanted -= 1
+            if not Limited.wanted and Limited.limits is not None:
+                Limited.limits.restore_original_limits()
         torch.set_num_threads(before)
