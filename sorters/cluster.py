@@ -41,7 +41,7 @@ def cluster(workers: int | None, scheduler: str | None) -> Iterator[InOrder | No
 
     with contextlib.ExitStack() as stack:
         if workers is not None:
-            local = stack.enter_context(LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None))
+            local = stack.enter_context(LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0"))
             client = stack.enter_context(Client(local))
         else:
             client = stack.enter_context(connected(Client, str(scheduler)))
@@ -52,6 +52,6 @@ def connected(client: Any, scheduler: str) -> Any:
     """A client of the scheduler. Raises ConfigError where it does not answer."""
     try:
         return client(scheduler_file=scheduler, timeout=WAIT_S) if Path(scheduler).is_file() else client(scheduler, timeout=WAIT_S)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise ConfigError(f"There is no Dask scheduler at {scheduler} ({error}). Start one with `dask scheduler`, and workers with "
+    except Exception as error:  # Dask raises anything at all
+        raise ConfigError(f"There is no Dask scheduler at {scheduler} ({str(error) or type(error).__name__}). Start one with `dask scheduler`, and workers with "
                           "`dask worker`.") from error

@@ -306,7 +306,7 @@ def test_jobs_give_the_same_spikes_by_dask(recording: si.BaseRecording, sorted_f
     """On a cluster of two processes, which know nothing of us."""
     distributed = pytest.importorskip("distributed")
     jobs = [{"sorter_name": "sortcore", "recording": recording, "folder": tmp_path / str(i), "device": "cpu"} for i in range(3)]
-    with (distributed.LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None, silence_logs=50) as cluster,
+    with (distributed.LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=":0", silence_logs=50) as cluster,
           distributed.Client(cluster) as client):
         ss.run_sorter_jobs(jobs, engine="dask", engine_kwargs={"client": client})
     expected = ss.read_sorter_folder(sorted_folder).to_spike_vector()
