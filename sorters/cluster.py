@@ -53,5 +53,6 @@ def connected(client: Any, scheduler: str) -> Any:
     try:
         return client(scheduler_file=scheduler, timeout=WAIT_S) if Path(scheduler).is_file() else client(scheduler, timeout=WAIT_S)
     except Exception as error:  # Dask raises anything at all
-        raise ConfigError(f"There is no Dask scheduler at {scheduler} ({str(error) or type(error).__name__}). Start one with `dask scheduler`, and workers with "
+        cause = str(error) or type(error).__name__
+        raise ConfigError(f"There is no Dask scheduler at {scheduler} ({cause}). Start one with `dask scheduler`, and workers with "
                           "`dask worker`.") from error
