@@ -24,6 +24,7 @@ from sortcore.errors import OutputError
 FORMAT = 1  # raised when a file written now could not be read by an older sortcore
 FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name)}
 PART = ".part"  # the name's end of a file that is being written
+SAVING = ".saving-"  # its beginning, of a folder
 ROWS, USED = ":rows", ":used"  # of an array that is stored without its rows of zeros,
 MANY_USED = 0.7  # where there are more of them than this
 Record = TypeVar("Record")
@@ -212,7 +213,7 @@ def staging(folder: Path, seal: str) -> Iterator[Path]:
     try:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+            stage = Path(tempfile.mkdtemp(prefix=SAVING, dir=folder))
             yield stage
             (folder / seal).unlink(missing_ok=True)
             for file in sorted(stage.iterdir(), key=lambda f: (f.name == seal, f.name)):

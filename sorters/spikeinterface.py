@@ -138,6 +138,14 @@ class SortcoreSorter(BaseSorter):
         run(str(sorter_output_folder), params, verbose)
 
     @classmethod
+    def run_from_folder(cls, output_folder: str | Path, raise_error: bool, verbose: bool) -> float | None:
+        """As SpikeInterface does it; what stages have kept in the sorter's own folder is of no use once it says that all is done."""
+        seconds = super().run_from_folder(output_folder, raise_error, verbose)
+        if not is_unfinished(Path(output_folder)):
+            shutil.rmtree(Path(output_folder) / "sorter_output" / WORK, ignore_errors=True)
+        return seconds
+
+    @classmethod
     def _get_result_from_folder(cls, sorter_output_folder: Path) -> SortcoreSorting:
         params = Path(sorter_output_folder).parent / "spikeinterface_params.json"
         keep_noise = params.is_file() and json.loads(params.read_text(encoding="utf8"))["sorter_params"].get("keep_noise", False)
@@ -162,11 +170,9 @@ def sort_folder(folder: str, params: dict[str, Any], verbose: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said in _setup_recording
         adapted, probe = SpikeInterfaceRecording(recording), probe_of(recording)
-    own = Path(folder) / WORK
     result = sortcore.sort(adapted, probe, config_from_params(params), device=params["device"], seed=params["seed"], progress=verbose,
-                           work=params["work_folder"] or own)
+                           work=params.get("work_folder") or Path(folder) / WORK)
     saved = save_result(result, Path(folder) / RESULT, overwrite=True)
-    shutil.rmtree(own, ignore_errors=True)  # nobody sorts in this folder again
     shutil.copyfile(saved / "log.txt", Path(folder) / f"{SortcoreSorter.sorter_name}.log")  # where SpikeInterface looks for it
 
 
