@@ -10,15 +10,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import Any, TypeVar
-
-import torch
-from threadpoolctl import threadpool_limits
 
 from sortcore.errors import SortcoreError
 from sortcore.steps import code
-from sortcore.workers import InOrder, Item
+from sortcore.workers import InOrder, Item, one_thread_each
 
 Out = TypeVar("Out")
 
@@ -77,12 +73,5 @@ def given_out(client: Any, function: Callable[[Item], Out], items: Sequence[Item
 
 def call(function: Callable[[Item], Out], item: Item) -> Out:
     """function(item) in a worker, with one thread as everywhere."""
-    steady()
-    torch.set_num_threads(1)
-    return function(item)
-
-
-@cache
-def steady() -> None:
-    """As `one_thread_each`, for as long as the process lasts."""
-    threadpool_limits(1)
+    with one_thread_each():
+        return function(item)

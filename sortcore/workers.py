@@ -16,10 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
-from threadpoolctl import threadpool_limits
+
+try:
+    from threadpoolctl import threadpool_limits
+except ImportError:  # on a bare machine with a GPU: then OMP_NUM_THREADS=1 does what it would
+    threadpool_limits = None
 
 Item = TypeVar("Item")
 Out = TypeVar("Out")
@@ -87,7 +91,7 @@ class Limited:
 
     lock = threading.Lock()
     wanted = 0
-    limits: threadpool_limits | None = None
+    limits: Any = None
 
 
 @contextmanager
@@ -99,7 +103,7 @@ def one_thread_each() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with Limited.lock:
-        if not Limited.wanted:
+        if not Limited.wanted and threadpool_limits is not None:
             Limited.limits = threadpool_limits(1)
         Limited.wanted += 1
     try:
