@@ -16,8 +16,6 @@ import pickle
 import time
 from dataclasses import dataclass
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before numerical libraries ask for it: costs are of one core
-
 import numpy as np
 import torch
 from scipy.optimize import nnls
@@ -165,6 +163,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--workers", type=int, default=16)
     given = parser.parse_args(arguments)
+    os.environ["OMP_NUM_THREADS"] = "1"  # costs are of one core
     costs = [measure(int(n)) for n in given.measured.split(",")]
     names = ("whiten", "look", "match", "first", "fit", "noise", "conclude")
     print("Seconds of one core: for a second of recording (whiten, look, match), of sample (first, fit), in all (noise, conclude)\n")

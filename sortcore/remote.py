@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from sortcore.errors import SortcoreError
+from sortcore.errors import ClusterError
 from sortcore.steps import code
 from sortcore.workers import InOrder, Item, one_thread_each
 
@@ -22,16 +22,15 @@ AHEAD = 4  # pieces given out for each thread of the cluster
 ATTEMPTS = 5  # times that lost work is given out again
 
 
-class ClusterError(SortcoreError):
-    """The cluster has no workers, or loses them again and again."""
-
-
 def cluster_of(client: Any) -> InOrder:
     """A way to work on the pieces of a recording: on the workers of a `distributed.Client`.
 
     A recording that is a file must lie at the same path for all of them. Raises ClusterError where a worker has another sortcore.
     """
-    others = sorted(address for address, theirs in client.run(code).items() if theirs != code())
+    try:
+        others = sorted(address for address, theirs in client.run(code).items() if theirs != code())
+    except ImportError as error:
+        raise ClusterError(f"A worker of the cluster has no sortcore ({error}); install the same version everywhere.") from error
     if others:
         raise ClusterError(f"Workers of the cluster have another version of sortcore than this process ({', '.join(others)}); "
                            "install the same everywhere, or the result would depend on who did what.")

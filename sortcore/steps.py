@@ -111,10 +111,9 @@ class Steps:
         for path in sorted(self.parts_folder().glob("*.npz")):
             start, stop = map(int, path.stem.split("-"))
             part = read_whole(SpikeParts, path) if start == done else None
-            if part is None or len(part.counts) != stop - start:
-                return
-            yield part
-            done = stop
+            if part is not None and len(part.counts) == stop - start:
+                yield part
+                done = stop
 
     def parts_folder(self) -> Path:
         assert self.folder is not None

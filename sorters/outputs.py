@@ -55,10 +55,10 @@ def output_folder(out: Path, overwrite: bool) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def resumable(work: Path, resume: bool) -> Iterator[Path]:
-    """The folder where stages keep what they finish. Says whether there is something to go on with, and, should the sort not come
-    to its end, that the next one can."""
+    """The folder where stages keep what they finish. Says whether something is there, and, should the sort not come to its end,
+    that the next one can go on with it."""
     if resume and holds_steps(work):
-        say(f"Going on with what is kept in {work}.")
+        say(f"What is kept in {work} is used where it fits.")
     try:
         yield work
     except BaseException:

@@ -153,7 +153,7 @@ def test_a_sort_that_is_killed_goes_on(sorted_once: tuple[Path, Result], folder:
     killed_sort("phy", out, *arguments)
     assert is_result(out) and not (out / "report").exists()
     done = sortcore(*arguments)
-    assert done.exit_code == 0 and f"Going on with what is kept in {out / 'work'}" in done.output, done.output
+    assert done.exit_code == 0 and f"What is kept in {out / 'work'} is used" in done.output, done.output
     assert (out / "report").is_dir() and not [entry for entry in out.iterdir() if entry.name.startswith(".")]
     for name in ("spikes.npz", "model.npz", "units.tsv"):
         assert (sorted_once[0] / name).read_bytes() == (out / name).read_bytes()

@@ -303,10 +303,10 @@ def test_jobs_give_the_same_spikes_by_every_engine(recording: si.BaseRecording, 
 
 
 def test_jobs_give_the_same_spikes_by_dask(recording: si.BaseRecording, sorted_folder: Path, tmp_path: Path) -> None:
-    """On a cluster of two processes, which know nothing of us."""
+    """In another process that knows nothing of us, two at once in its threads."""
     distributed = pytest.importorskip("distributed")
-    jobs = [{"sorter_name": "sortcore", "recording": recording, "folder": tmp_path / str(i), "device": "cpu"} for i in range(3)]
-    with (distributed.LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=":0", silence_logs=50) as cluster,
+    jobs = [{"sorter_name": "sortcore", "recording": recording, "folder": tmp_path / str(i), "device": "cpu"} for i in range(2)]
+    with (distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=":0", silence_logs=50) as cluster,
           distributed.Client(cluster) as client):
         ss.run_sorter_jobs(jobs, engine="dask", engine_kwargs={"client": client})
     expected = ss.read_sorter_folder(sorted_folder).to_spike_vector()
