@@ -161,13 +161,20 @@ def thickened(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def read_record(cls: type[Record], path: Path, meta: dict[str, Any] | None = None, kind: str | None = None) -> Record:
     """Read a record from its .npz. With `kind`, the file must say that it is one, in a version that is known."""
     with explained(path):
+        arrays, known = read_arrays(path, kind)
+        return unpack(cls, arrays, known | (meta or {}))
+
+
+def read_arrays(path: Path, kind: str | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of an .npz and what is not an array, as `pack` gives them."""
+    with explained(path):
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         text = arrays.pop("meta", None)
         known = {} if text is None else json.loads(str(text))
         if kind is not None:
             check_format(known, kind, path)
-        return unpack(cls, thickened(arrays), known | (meta or {}))
+        return thickened(arrays), known
 
 
 def check_format(meta: Any, kind: str, path: Path) -> None:

@@ -14,21 +14,23 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from sortcore.archive import pack, read_record, remove_parts, write_whole
+from sortcore.archive import FORMAT, pack, read_arrays, read_record, remove_parts, write_whole
 from sortcore.errors import OutputError
 from sortcore.recording import Recording
-from sortcore.types import Spikes
-from sortcore.workers import Item, over_recording
+from sortcore.workers import InOrder, Item, spread_by, spread_now
 
 Out = TypeVar("Out")
 
+KIND = "step"  # what a file says that it is
 KEY = 16  # hexadecimal digits of a hash in a file's name
 HASHED_BLOCKS = 64  # of a recording, spread evenly over it,
 BLOCK_VALUES = 1 << 18  # of so many stored values each
@@ -44,19 +46,6 @@ class Form(Generic[Out]):
     back: Callable[[Any], Out] = lambda record: record
 
 
-@dataclass(frozen=True)
-class SpikeParts:
-    """Spikes of some chunks end to end, and how many are of each."""
-
-    spikes: Spikes
-    counts: np.ndarray
-
-    def __iter__(self) -> Iterator[Spikes]:
-        ends = np.cumsum(self.counts)
-        for start, stop in zip(ends - self.counts, ends, strict=True):
-            yield self.spikes.select(np.arange(start, stop))
-
-
 class Steps:
     """The results of one sort's stages, in a folder; kept nowhere where there is none.
 
@@ -69,10 +58,11 @@ class Steps:
         if folder is not None and fresh and folder.is_dir():
             shutil.rmtree(folder)
 
-    def keep(self, name: str, form: Form[Out], make: Callable[[], Out], *settings: Any) -> Out:
+    def keep(self, name: str, form: Form[Out], make: Callable[[], Out], *settings: Any, parts: Callable[..., Any] | None = None) -> Out:
         """The result of the next stage, read where it is kept, else made and kept.
 
         settings: all that the stage depends on beside the stages before it
+        parts: for a stage that passes over the recording, what makes the result of a chunk of its arrays; chunks are kept as well
         Raises OutputError where it cannot be written: the disk is full, for one. What was kept before stays.
         """
         self.key = digest(self.key, name, *settings)
@@ -80,44 +70,15 @@ class Steps:
             return make()
         path = self.folder / f"{name}-{self.key[:KEY]}.npz"
         self.used.add(path)
-        record = read_whole(form.record, path)
-        if record is None:
+        record = read_whole(path, form.record)
+        if record is not None:
+            return form.back(record)
+        folder = self.folder / f"parts-{self.key[:KEY]}"
+        with spread_by(None if parts is None else kept_in_parts(folder, parts, spread_now(), self.every_seconds)):
             result = make()
-            write_whole(path, *pack(form.to(result), "step"))
-            shutil.rmtree(self.parts_folder(), ignore_errors=True)
-            return result
-        return form.back(record)
-
-    def spikes_of(self, function: Callable[[Item], Spikes], items: Sequence[Item], /) -> Iterator[Spikes]:
-        """As `over_recording`, in the stage that is being made: spikes are kept piece by piece as they are found."""
-        if self.folder is None:
-            yield from over_recording(function, items)
-            return
-        done, fresh, last = 0, [], time.monotonic()
-        for part in self.parts_there():
-            yield from part
-            done += len(part.counts)
-        for found in over_recording(function, items[done:]):
-            fresh.append(found)
-            yield found
-            if time.monotonic() - last >= self.every_seconds:
-                part = SpikeParts(Spikes.concatenate(fresh), np.array([len(s) for s in fresh], np.int64))
-                write_whole(self.parts_folder() / f"{done:07d}-{done + len(fresh):07d}.npz", *pack(part, "step"))
-                done, fresh, last = done + len(fresh), [], time.monotonic()
-
-    def parts_there(self) -> Iterator[SpikeParts]:
-        """The kept parts of the stage that is being made, from the first on, as far as they follow on each other."""
-        done = 0
-        for path in sorted(self.parts_folder().glob("*.npz")):
-            start, stop = map(int, path.stem.split("-"))
-            part = read_whole(SpikeParts, path) if start == done else None
-            if part is not None and len(part.counts) == stop - start:
-                yield part
-                done = stop
-
-    def parts_folder(self) -> Path:
-        assert self.folder is not None
-        return self.folder / f"parts-{self.key[:KEY]}"
+        write_whole(path, *pack(form.to(result), KIND))
+        shutil.rmtree(folder, ignore_errors=True)
+        return result
 
     def finish(self) -> None:
         """Take away what this sort did not use: results of other settings, and what was never completed."""
@@ -130,12 +91,56 @@ class Steps:
                 path.unlink(missing_ok=True)
 
 
-def read_whole(record: type, path: Path) -> Any:
+def read_whole(path: Path, record: type) -> Any:
     """A record that was kept; None where there is none, or where the disk has damaged it."""
-    try:
-        return read_record(record, path, kind="step") if path.is_file() else None
-    except OutputError:
-        return None
+    with suppress(OutputError):
+        return read_record(record, path, kind=KIND) if path.is_file() else None
+    return None
+
+
+def kept_in_parts(folder: Path, build: Callable[..., Any], spread: InOrder, every_seconds: float) -> InOrder:
+    """As `spread`, but every so many seconds the results of the latest items are written to the folder, and those that are there
+    are read. build: makes a result, which is a record or a sequence of arrays, of those arrays."""
+    passes = count()
+
+    def in_order(function: Callable[[Item], Out], items: Sequence[Item], /) -> Iterator[Out]:
+        place = folder / f"{next(passes)}-{len(items)}"
+        done = 0
+        for part in parts_in(place):
+            yield from (build(*arrays) for arrays in part)
+            done += len(part)
+        new: list[Out] = []
+        last = time.monotonic()
+        for result in spread(function, items[done:]):
+            new.append(result)
+            yield result
+            if time.monotonic() - last >= every_seconds:
+                write_part(place / f"{done:08d}-{done + len(new):08d}.npz", new)
+                done, new, last = done + len(new), [], time.monotonic()
+
+    return in_order
+
+
+def write_part(path: Path, results: Sequence[Any]) -> None:
+    """Keep the arrays of several results, each end to end, and how long they are."""
+    rows = [tuple(vars(r).values()) if dataclasses.is_dataclass(r) else tuple(r) for r in results]
+    arrays = {str(i): np.concatenate(column) for i, column in enumerate(zip(*rows, strict=True))}
+    write_whole(path, arrays | {"lengths": np.array([[len(a) for a in row] for row in rows])}, {"sortcore": KIND, "format": FORMAT})
+
+
+def parts_in(folder: Path) -> Iterator[list[list[np.ndarray]]]:
+    """The arrays of each result, part by part, from the first on, as far as parts follow on each other."""
+    done = 0
+    for path in sorted(folder.glob("*.npz")):
+        start, stop = map(int, path.stem.split("-"))
+        if start != done:
+            continue
+        with suppress(OutputError):
+            arrays, _ = read_arrays(path, KIND)
+            ends = np.cumsum(arrays.pop("lengths"), axis=0)
+            columns = [np.split(arrays[str(i)], ends[:-1, i]) for i in range(len(arrays))]
+            yield [list(row) for row in zip(*columns, strict=True)]
+            done = stop
 
 
 def open_steps(work: str | Path | None, recording: Recording, fresh: bool, *others: Any) -> Steps:

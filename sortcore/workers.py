@@ -73,13 +73,18 @@ def over_recording(function: Callable[[Item], Out], items: Sequence[Item], /) ->
 
     There function and items are copies, so what they change is lost; what they return is not.
     """
-    return _spread.get()(function, items)
+    return spread_now()(function, items)
+
+
+def spread_now() -> InOrder:
+    """How `over_recording` works."""
+    return _spread.get()
 
 
 @contextmanager
 def spread_by(how: InOrder | None) -> Iterator[None]:
     """While this lasts, `over_recording` works in this way; None leaves it as it is."""
-    token = _spread.set(_spread.get() if how is None else how)
+    token = _spread.set(spread_now() if how is None else how)
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ import numpy as np
 import sortcore as sc
 from sortcore.ephys import deconvolve as pursuit
 from sortcore.ephys.kept import SPIKES
-from sortcore.ephys.pipeline import model_matcher
+from sortcore.ephys.pipeline import model_matcher, run
 from sortcore.ephys.preprocess import Whitener
 from sortcore.export import load_model
 from sortcore.numerics import pick_device
@@ -67,8 +67,12 @@ class Deadly:
             yield thing
 
 
-def sort_and_die(raw: Path, probe: Probe, work: Path, stage: str, item: int) -> None:
-    sort(raw, probe, work, progress=Deadly(stage, item))
+@one_thread_each()
+def sort_in_parts(raw: Path, probe: Probe, folder: Path, die_in: str = "", item: int = 0, stages: Stages | None = None) -> SortingResult:
+    """A sort that keeps every chunk of the stages that pass over the recording."""
+    steps = Steps(folder, "in parts", every_seconds=0.0)
+    track = stages or Deadly(die_in, item)
+    return run(steps, opened(raw), probe, sc.SortConfig.from_dict(LONG), pick_device("cpu"), 0, track)
 
 
 @one_thread_each()
@@ -80,4 +84,4 @@ def last_pass(raw: Path, model_file: Path, folder: Path, die_at: int | None = No
     track = Deadly("deconvolve", die_at) if die_at is not None else stages or Stages()
     return steps.keep("deconvolve", SPIKES, lambda: pursuit.deconvolve(
         lambda c: whitener(recording, c), recording.segment_lengths, model_matcher(model, None, config), model.templates.trough, 30000.0,
-        config.pursuit, track, in_order=steps.spikes_of))
+        config.pursuit, track), parts=Spikes)

@@ -10,13 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers_resume import LONG, Stages, contents, last_pass, opened, sort, sort_and_die
+from helpers_resume import LONG, Stages, contents, last_pass, opened, sort, sort_in_parts
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import sortcore as sc
@@ -26,9 +26,9 @@ from sortcore.export import save_model
 from sortcore.probes import load_probe
 from sortcore.recording import array_recording, binary_recording
 from sortcore.simulate import Simulation, simulate
-from sortcore.steps import Form, Steps, digest, fingerprint
+from sortcore.steps import Form, Steps, digest, fingerprint, kept_in_parts
 from sortcore.types import Motion, Probe, SortingResult
-from sortcore.workers import one_thread_each
+from sortcore.workers import InOrder, one_thread_each
 
 STAGES = ("noise", "detect", "drift", "initialize", "fit", "deconvolve")
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,10 +106,12 @@ def test_killed_after_every_stage_it_ends_with_the_same_bytes(raw: Path, probe: 
 
 
 def test_killed_within_every_stage_that_shows_progress(raw: Path, probe: Probe, plain: SortingResult, tmp_path: Path) -> None:
-    for stage, item in (("preprocess", 1), ("detect", 2), ("motion", 1), ("fit", 1), ("deconvolve", 3)):
-        killed(sort_and_die, raw, probe, tmp_path, stage, item)
+    for stage, item in (("preprocess", 1), ("detect", 2), ("motion", 2), ("motion", 4), ("fit", 1), ("deconvolve", 3), ("deconvolve", 7)):
+        killed(sort_in_parts, raw, probe, tmp_path, stage, item)
+        if stage in ("motion", "deconvolve"):
+            assert len(list(tmp_path.glob("parts-*/*/*.npz"))) >= item - 1, "what was done of it is kept"
     stages = Stages()
-    assert contents(sort(raw, probe, tmp_path, progress=stages)) == contents(plain)
+    assert contents(sort_in_parts(raw, probe, tmp_path, stages=stages)) == contents(plain)
     assert stages.seen == ["deconvolve"], "only the last stage was left to do"
 
 
@@ -119,13 +121,39 @@ def test_a_long_last_pass_goes_on_in_its_middle(raw: Path, plain: SortingResult,
     assert len(expected) > 300
     for item in (5, 11):
         killed(last_pass, raw, model, tmp_path / "often", item)
-    parts = sorted((tmp_path / "often").glob("parts-*/*.npz"))
+    parts = sorted((tmp_path / "often").glob("parts-*/*/*.npz"))
     assert len(parts) >= 10, "chunks before the kill are kept"
     parts[7].write_bytes(parts[7].read_bytes()[:-40])  # a disk that loses something
     spikes = last_pass(raw, model, tmp_path / "often")
     for name in vars(spikes):
         assert getattr(spikes, name).tobytes() == getattr(expected, name).tobytes()
     assert not list((tmp_path / "often").glob("parts-*")), "the whole takes the place of its parts"
+
+
+def test_a_pass_is_kept_in_parts_and_the_next_pass_apart(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def events(i: int) -> tuple[np.ndarray, np.ndarray]:
+        asked.append(i)
+        return np.arange(i % 3, dtype=np.float32), np.full(i % 3, i)
+
+    def one_by_one(function: Callable, items: Sequence) -> Iterator:
+        return map(function, items)
+
+    def passes() -> InOrder:
+        return kept_in_parts(tmp_path, lambda *arrays: arrays, one_by_one, 0.0)
+
+    stopped = passes()(events, range(8))
+    for _ in range(6):
+        next(stopped)
+    del stopped
+    again = passes()
+    first, second = list(again(events, range(8))), list(again(events, range(8)))
+    assert asked == [0, 1, 2, 3, 4, 5, 5, 6, 7, *range(8)], "an item is kept when the next one is asked for"
+    for found in (first, second, list(passes()(events, range(8)))):
+        assert [tuple(map(len, arrays)) for arrays in found] == [(i % 3, i % 3) for i in range(8)]
+        assert [(a.dtype, b.tolist()) for a, b in found] == [(np.float32, [i] * (i % 3)) for i in range(8)]
+    assert len(asked) == 17
 
 
 # settings and content

@@ -7,7 +7,7 @@ to either side of it, so an edge is looked at from both chunks and a spike seen 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -22,21 +22,18 @@ from sortcore.recording import Chunk, chunks
 from sortcore.types import Spikes
 from sortcore.workers import over_recording
 
-EachChunk = Callable[[Callable[[Chunk], Spikes], Sequence[Chunk]], Iterator[Spikes]]
-
 DEAD_MS = 0.5  # a unit fires at most once in this time
 EDGE = 3  # samples beyond its own that a chunk reports
 
 
 def deconvolve(whitened: Callable[[Chunk], torch.Tensor], segment_lengths: tuple[int, ...], matcher: Matcher | MovingMatcher, trough: int,
-               fs: float, config: PursuitConfig, track: Track = silent, stage: str = "deconvolve",
-               in_order: EachChunk = over_recording) -> Spikes:
-    """Spikes of a whole recording; `whitened` gives the (N, T) whitened samples of any chunk, `in_order` works on all chunks."""
+               fs: float, config: PursuitConfig, track: Track = silent, stage: str = "deconvolve") -> Spikes:
+    """Spikes of a whole recording; `whitened` gives the (N, T) whitened samples of any chunk."""
     d = matcher.n_samples
     size = max(config.chunk_samples(fs, matcher.n_channels), 20 * d)
     pieces = list(chunks(segment_lengths, size))
     dead = max(1, int(DEAD_MS * fs / 1000))
-    found = in_order(lambda c: chunk_spikes(whitened, c, matcher.at(0.5 * (c.start + c.stop) / fs), trough, dead), pieces)
+    found = over_recording(lambda c: chunk_spikes(whitened, c, matcher.at(0.5 * (c.start + c.stop) / fs), trough, dead), pieces)
     return once(Spikes.concatenate(list(track(found, stage, len(pieces)))), dead)
 
 

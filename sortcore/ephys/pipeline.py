@@ -31,7 +31,7 @@ from sortcore.recording import Chunk, Recording, array_recording
 from sortcore.sample import Sample, stretches, take_sample
 from sortcore.steps import Steps, open_steps
 from sortcore.types import Detections, Model, Motion, Preprocessing, Probe, SortingResult, Spikes
-from sortcore.workers import InOrder, one_thread_each, spread_by, threads_here
+from sortcore.workers import InOrder, one_thread_each, spread_by, spread_now, threads_here
 
 
 @one_thread_each()
@@ -64,7 +64,7 @@ def sort(recording: Recording | np.ndarray, probe: Probe | None = None, config: 
 def run(steps: Steps, recording: Recording, probe: Probe, config: SortConfig, device: torch.device, seed: int,
         track: Track) -> SortingResult:
     """The stages one after another, each kept with the settings that it depends on."""
-    clock, lengths = Clock(), recording.segment_lengths
+    clock, lengths, spread = Clock(), recording.segment_lengths, spread_now()
     learned = steps.keep("noise", NOISE, lambda: preprocess.learn(recording, probe, config.preprocess), config.preprocess)
     whitener = preprocess.Whitener(learned, device)
     clock.lap("learn noise")
@@ -74,7 +74,8 @@ def run(steps: Steps, recording: Recording, probe: Probe, config: SortConfig, de
 
     @cache
     def sample() -> Sample:  # made when it is first asked for: what is kept may do without it
-        made = take_sample(whitened, len(learned.channels), lengths, recording.fs, config, track)
+        with spread_by(spread):  # no part of the stage that asks
+            made = take_sample(whitened, len(learned.channels), lengths, recording.fs, config, track)
         clock.lap("preprocess")
         return made
 
@@ -83,7 +84,7 @@ def run(steps: Steps, recording: Recording, probe: Probe, config: SortConfig, de
     look = looking(detected, learned, config)
     clock.lap("detect")
     moved = steps.keep("drift", MOTION, lambda: find_motion(whitened, lengths, learned, sample(), detected.events, look, config.drift,
-                                                            track), config.drift)
+                                                            track), config.drift, parts=lambda *arrays: arrays)
     before, after = template_window(recording.fs, config)
     clock.lap("drift")
 
@@ -108,9 +109,9 @@ def run(steps: Steps, recording: Recording, probe: Probe, config: SortConfig, de
     def all_spikes() -> Spikes:
         source = sample().source(whitened, device) if in_memory else whitened
         with spread_by(threads_here if in_memory else None):  # what is in memory here need not travel
-            return pursuit.deconvolve(source, lengths, matcher, before, recording.fs, config.pursuit, track, in_order=steps.spikes_of)
+            return pursuit.deconvolve(source, lengths, matcher, before, recording.fs, config.pursuit, track)
 
-    spikes = steps.keep("deconvolve", SPIKES, all_spikes)
+    spikes = steps.keep("deconvolve", SPIKES, all_spikes, parts=Spikes)
     clock.lap("deconvolve")
     result = conclude(recording, learned, matcher, priors, spikes, log, config, seed, before, after)
     clock.lap("curate")
