@@ -76,7 +76,6 @@ IDEAS: dict[str, tuple[str, str, Any] | list[tuple[str, str, Callable]]] = {
     "no merge of independent trains": [("sortcore.groups", "independent", no)],
     "first clusters that are alike are one": [("sortcore.ephys.fit", "same_removed", first)],
     "clusters of collisions left out": [("sortcore.ephys.fit", "sums_removed", first)],
-    "units centred on another extremum left out": [("sortcore.ephys.fit", "realigned", first)],
     "leftovers of larger units left out": [("sortcore.ephys.curate", "duplicates", none_gone)],
     "units that the others do without left out": [("sortcore.ephys.fit", "needed", first)],
     "background left out": ("curate", "min_probability", 0.0),
