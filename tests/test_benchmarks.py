@@ -15,7 +15,7 @@ pytest.importorskip("psutil", reason='the harness needs the packages of pip inst
 
 from helpers_result import planted as planted_result
 
-from benchmarks import ablations, bursts, cluster, collisions, false_alarms, repeat
+from benchmarks import ablations, bursts, cluster, collisions, false_alarms, rates, repeat
 from benchmarks.__main__ import main, score_line, write_report
 from benchmarks.causes import diagnose
 from benchmarks.ceiling import run_ceiling
@@ -336,6 +336,20 @@ def test_process_is_timed_and_its_children_weighed(tmp_path):
     slow = run_measured([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "log.txt", 0.3)
     assert slow.timed_out
     assert slow.seconds < 10
+
+
+def test_rates_count_who_is_found_by_rate_and_size(tmp_path, capsys):
+    units = {"rate_hz": [0.2, 0.2, 20.0, 0.0], "snr": [9.0, 12.0, 4.0, 9.0], "n_spikes": [24, 24, 2400, 0],
+             "accuracy": [0.95, 0.3, 0.9, 0.0]}
+    file = tmp_path / "results.jsonl"
+    file.write_text(json.dumps({"recording": "one", "sorter": "sortcore", "units": units}) + "\n")
+    rates.main([str(file)])
+    rows = {row[1].strip(): row[2:] for row in (line.split("|") for line in capsys.readouterr().out.splitlines()) if len(row) > 2}
+    assert [c.strip() for c in rows["0.1 to 0.3 Hz"]] == ["", "", "", "1 of 2", ""]
+    assert [c.strip() for c in rows["10 to 30 Hz"]] == ["", "1 of 1", "", "", ""]
+    assert [c.strip() for c in rows["10 to 29 spikes"]] == ["", "", "", "1 of 2", ""]
+    with pytest.raises(SystemExit):
+        rates.main([str(file), "--sorters", "lupin"])
 
 
 def test_stages_table(tmp_path, capsys):

@@ -9,7 +9,6 @@ from sortcore import matching
 from sortcore.ephys import fit as stage
 from sortcore.ephys.config import FitConfig, InitializeConfig, PursuitConfig
 from sortcore.ephys.initialize import initialize
-from sortcore.groups import Group
 from sortcore.numerics import unit_norm
 from sortcore.types import Detections, Priors
 
@@ -166,26 +165,6 @@ def test_moved_by_and_centred():
     assert not stage.moved_by(w, 16).any() and not stage.moved_by(w, -6).any()
     assert stage.centred(w, 8)[1, 8] == -3
 
-
-def test_a_unit_centred_on_another_of_its_extrema_is_not_a_second_unit():
-    t = np.arange(D)
-    first, second = (np.exp(-0.5 * ((t - c) / 3.0) ** 2) for c in (D // 2 - 4, D // 2 + 4))
-    shape = np.zeros((2, 4, D), np.float32)
-    shape[0, 1:3] = first - second
-    shape[1] = np.roll(shape[0], 8, axis=1)  # the same, centred on its other extremum
-    matcher = matching.prepare(unit_norm(shape), stage.first_priors(10 * shape, np.array([90, 50]), 10.0), FS, 1)
-
-    def group(waveform, n, seed):
-        rng = np.random.default_rng(seed)
-        features = (waveform @ matcher.basis.T)[None] + 0.1 * rng.standard_normal((n, 4, len(matcher.basis)))
-        return Group(np.sort(rng.integers(0, 300_000, n)), np.full(n, 10, np.float32), features.astype(np.float32), np.arange(4))
-
-    large, small = group(10 * shape[0], 90, 0), group(10 * shape[1], 50, 1)
-    assert stage.realigned([small, large], matcher, FS) == [large]
-    faint = group(3 * shape[1], 50, 2)
-    assert stage.realigned([large, faint], matcher, FS) == [large, faint], "of another size"
-    twin = group(10 * shape[0], 50, 3)
-    assert stage.realigned([large, twin], matcher, FS) == [large, twin], "at no lag: whether they are one is asked elsewhere"
 
 
 def test_a_unit_that_the_others_do_without_goes():

@@ -30,7 +30,7 @@ from sortcore.bank import (
 )
 from sortcore.ephys.config import FitConfig, PursuitConfig
 from sortcore.follow import Follower
-from sortcore.groups import MERGE_COSINE, Back, Displaced, Group, full_mean, merged, split, trimmed_mean
+from sortcore.groups import MERGE_COSINE, Back, Displaced, Group, merged, split, trimmed_mean
 from sortcore.matching import Matcher
 from sortcore.moving import MovingMatcher, moving_matcher
 from sortcore.numerics import moved_by, nearest_channels, unit_norm
@@ -41,7 +41,6 @@ from sortcore.workers import in_order
 
 FindNew = Callable[[torch.Tensor], tuple[np.ndarray, np.ndarray]]
 
-OFF_CENTRE_MS = 0.1
 START_NORM = 6.5  # of the first clusters; smaller ones are found in the residual, where larger spikes do not blur them
 MIN_NORM = 5.0  # a smaller waveform's spikes are mostly below the threshold that noise allows
 DEAD_MS = 0.5
@@ -168,7 +167,7 @@ def needed(sweep: Sweep, x: torch.Tensor, matcher: Matcher | MovingMatcher, fs: 
     def worth(k: int, starts: np.ndarray) -> float:
         now = matcher.at(0.0 if follower is None else float(follower.times_s[starts[0]]))
         windows = [x[:, max(0, t - 2 * d) : t + 3 * d].to(torch.float32) for t in starts.tolist()]
-        score = matching.scores(now, torch.cat(windows, dim=1)).numpy()
+        score = matching.scores_near(now, torch.cat(windows, dim=1), k).numpy()
         score[gone] = matching.DEAD
         with_it = matching.match(now, score.copy(), dead).scores.sum()
         score[k] = matching.DEAD
@@ -226,27 +225,7 @@ def regroup(sweep: Sweep, matcher: Matcher, fs: float, last: bool, min_spikes: i
         return [group] if last else [group.part(p) for p in split(group, min_spikes)]
 
     groups = [g for found in in_order(parts, range(len(matcher.coefficients))) for g in found]
-    groups = merged(groups, matcher.n_channels, fs, back)
-    return groups if last else realigned(groups, matcher, fs)
-
-
-def realigned(groups: list[Group], matcher: Matcher, fs: float) -> list[Group]:
-    """Groups without those that are a larger one centred on another of its extrema: alike, but only at a lag.
-
-    The larger finds the spikes of both when the data are next pursued; if they are two after all, the residual says so.
-    """
-    if len(groups) < 2:
-        return groups
-    n_channels, counts = matcher.coefficients.shape[1], np.array([len(g.samples) for g in groups])
-    waveforms = np.array([full_mean(g, n_channels) for g in groups]) @ matcher.basis
-    priors = first_priors(waveforms, counts, 1.0)
-    cosine, lag = similarity(matching.prepare(unit_norm(waveforms), priors, fs, 1))
-    norm, left = priors.amp_mean, np.ones(len(groups), bool)
-    off_centre = (abs(lag) > OFF_CENTRE_MS * fs / 1000) & (abs(lag) < matcher.n_samples // 3) & (cosine > MERGE_COSINE)
-    for i in np.argsort(-counts, kind="stable"):
-        if left[i]:
-            left &= ~(off_centre[i] & (counts < counts[i]) & (norm > norm[i] / 2) & (norm < norm[i] * 2))
-    return [g for g, stays in zip(groups, left, strict=True) if stays]
+    return merged(groups, matcher.n_channels, fs, back)
 
 
 def rebuilt(groups: list[Group], matcher: Matcher, n_channels: int, rank: int, trough: int, follower: Follower | None = None) -> Bank:
