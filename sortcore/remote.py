@@ -19,6 +19,7 @@ from sortcore.workers import InOrder, Item, one_thread_each
 Out = TypeVar("Out")
 
 AHEAD = 4  # pieces given out for each thread of the cluster
+HEAVY = 100_000  # bytes
 ATTEMPTS = 5  # times that lost work is given out again
 
 
@@ -63,11 +64,16 @@ def given_out(client: Any, function: Callable[[Item], Out], items: Sequence[Item
     most = AHEAD * max(1, sum(client.nthreads().values()))
     waiting: deque[Any] = deque()
     for item in items:
-        waiting.append(client.submit(call, shared, item, pure=False))
+        waiting.append(client.submit(call, shared, client.scatter(item, hash=False) if heavy(item) else item, pure=False))
         if len(waiting) > most:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+def heavy(item: Any) -> bool:
+    """Whether an item holds samples, which should not pass through the scheduler."""
+    return isinstance(item, tuple) and any(getattr(part, "nbytes", 0) > HEAVY for part in item)
 
 
 def call(function: Callable[[Item], Out], item: Item) -> Out:

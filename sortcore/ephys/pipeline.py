@@ -45,7 +45,7 @@ def sort(recording: Recording | np.ndarray, probe: Probe | None = None, config: 
     progress: True for a bar a stage, False for none, or a function (items, stage, total) -> items
     work: folder in which each stage keeps its result, so that the same call goes on where an earlier one was stopped, and one with
         other settings does again only what depends on them; fresh: do all of it again
-    spread: how work on pieces of the recording is done, here by threads if not given; `cluster_of(client)` for a Dask cluster
+    spread: how work on pieces of the recording is done; by threads here if not given, `sortcore.remote.cluster_of(client)` on Dask
 
     The same recording, settings and seed give the same bytes, whatever the number of threads or workers, and however often stopped.
     Raises RecordingError, ProbeError or ConfigError before any work where the input cannot be used, RecordingError where it can be
