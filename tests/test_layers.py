@@ -15,15 +15,15 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     {"errors", "types", "version"},
     {"recording", "progress", "workers", "numerics", "medians", "probes", "cluster", "groups", "spectra", "matching", "moving", "bank",
-     "follow", "sample", "ephys.config"},
+     "follow", "sample", "archive", "steps", "remote", "ephys.config"},
     {"model", "reference", "cells", "simulate", "metrics"},
     {"<stage>"},
-    {"ephys.conclude", "ephys.pipeline"},
-    {"export", "archive", "phy", "panels", "plots", "plots_probe", "report"},
+    {"ephys.conclude", "ephys.kept", "ephys.pipeline"},
+    {"export", "phy", "panels", "plots", "plots_probe", "report"},
 )
 # The package's front doors gather public names and are imported by no module of the engine.
 DOORS = {"", "ephys", "optical"}
-OUTSIDE = {"torch", "numpy", "scipy", "numba", "tqdm", "matplotlib", "triton", "tomli", "tomllib"}
+OUTSIDE = {"torch", "numpy", "scipy", "numba", "tqdm", "matplotlib", "triton", "tomli", "tomllib", "threadpoolctl"}
 
 
 def module_name(path: Path) -> str:
@@ -76,7 +76,7 @@ def test_a_module_imports_only_from_its_layer_and_below(name: str) -> None:
         assert layer(other) <= layer(name), f"sortcore.{name} imports {imported}, of a layer above its own"
 
 
-PIPELINE = ("conclude", "pipeline")
+PIPELINE = ("conclude", "kept", "pipeline")
 STAGES = [name for name in MODULES if "." in name and name.rpartition(".")[2] not in ("config", *PIPELINE)]
 
 
