@@ -14,6 +14,8 @@ from sortcore.ephys.config import SortConfig
 from sortcore.ephys.pipeline import deconvolve, sort
 from sortcore.errors import ConfigError, OutputError, ProbeError, RecordingError, SortcoreError
 from sortcore.export import load_model, load_result, save_model, save_result
+from sortcore.optical.calcium import CalciumResult, infer_ar1, infer_calcium
+from sortcore.optical.stream import CalciumStream
 from sortcore.phy import export_phy
 from sortcore.probes import load_probe, probe_names
 from sortcore.recording import ArrayRecording, Recording, array_recording, binary_recording
@@ -22,8 +24,8 @@ from sortcore.types import Model, Preprocessing, Priors, Probe, SortingResult, S
 from sortcore.version import __version__ as __version__
 
 __all__ = [
-    "ArrayRecording", "ConfigError", "Model", "OutputError", "Preprocessing", "Priors", "Probe", "ProbeError", "Recording",
-    "RecordingError", "Simulation", "SortConfig", "SortcoreError", "SortingResult", "Spikes", "Templates", "Units",
-    "array_recording", "binary_recording", "deconvolve", "demo_simulation", "export_phy", "load_model", "load_probe",
-    "load_result", "probe_names", "save_model", "save_result", "simulate", "sort",
+    "ArrayRecording", "CalciumResult", "CalciumStream", "ConfigError", "Model", "OutputError", "Preprocessing", "Priors", "Probe",
+    "ProbeError", "Recording", "RecordingError", "Simulation", "SortConfig", "SortcoreError", "SortingResult", "Spikes", "Templates",
+    "Units", "array_recording", "binary_recording", "deconvolve", "demo_simulation", "export_phy", "infer_ar1", "infer_calcium",
+    "load_model", "load_probe", "load_result", "probe_names", "save_model", "save_result", "simulate", "sort",
 ]

@@ -27,3 +27,7 @@ class ClusterError(SortcoreError):
 
 class ModelError(SortcoreError, ValueError):
     """Arrays or numbers given to the model do not fit together, or lie outside their range."""
+
+
+class MissingPackageError(SortcoreError, ImportError):
+    """A package that only some formats need is not installed."""

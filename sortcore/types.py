@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sortcore.errors import ProbeError
+from sortcore.errors import ModelError, ProbeError
 
 LABELS = ("good", "mua", "noise")
 
@@ -327,3 +327,34 @@ class SortingResult:
         if not len(self.spikes):
             return np.zeros(0, np.float32)
         return self.spikes.amplitudes * self.model.scale_uv[self.spikes.units]
+
+
+@dataclass(frozen=True)
+class Traces:
+    """Fluorescence of K cells over T frames, as a file held it.
+
+    values: (K, T) real numbers as they were stored, NaN where frames are missing; raw fluorescence or dF/F; may be a memory map
+    fs: frames per second, None where the file does not say
+    neuropil: (K, T) fluorescence around each cell, None where there is none
+    names: K, of the cells
+    source: what was read, in words
+    """
+
+    values: np.ndarray
+    fs: float | None = None
+    neuropil: np.ndarray | None = None
+    names: tuple[str, ...] = ()
+    source: str = "array"
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2:
+            raise ModelError(f"Traces must be (cells, frames), but they have shape {self.values.shape}.")
+        if self.neuropil is not None and self.neuropil.shape != self.values.shape:
+            raise ModelError(f"Neuropil must have the shape of the traces, {self.values.shape}, but it has {self.neuropil.shape}.")
+        if not self.names:
+            object.__setattr__(self, "names", tuple(str(k) for k in range(len(self.values))))
+        if len(self.names) != len(self.values):
+            raise ModelError(f"There are {len(self.values)} traces, but {len(self.names)} names.")
+
+    def __len__(self) -> int:
+        return len(self.values)

@@ -224,6 +224,24 @@ def info(folder: Annotated[Path, typer.Argument(help="A result folder.")], debug
         say(result_summary(load_result(folder), [("Result", folder)]))
 
 
+@app.command()
+def calcium(
+    traces: Annotated[Path, typer.Argument(metavar="TRACES", help="Traces: .npy, .npz, .csv, a suite2p folder, CaImAn .hdf5 or .nwb.")],
+    out: Annotated[Path, typer.Option(help="Folder for the result; must be new or empty.")],
+    fs: Annotated[float | None, typer.Option(help="Frames per second, where the file does not say.")] = None,
+    tau_rise: Annotated[float | None, typer.Option(help="Rise time in seconds; estimated if not given.")] = None,
+    tau_decay: Annotated[float | None, typer.Option(help="Decay time in seconds; estimated if not given.")] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Infer spiking activity from calcium traces: activity, fit and baseline as .npy, what was estimated as estimates.csv."""
+    with reported(debug):
+        from sorters.calcium import deconvolve_file
+
+        say(deconvolve_file(traces, fs, out, tau_rise, tau_decay, overwrite=overwrite, quiet=quiet))
+
+
 @app.command("install-hook")
 def install_hook(remove: Annotated[bool, typer.Option("--remove", help="Take it away again.")] = False, debug: Debug = False) -> None:
     """Make SpikeInterface know sortcore in every process of this Python environment, e.g. in slurm jobs, without `import sorters`."""

@@ -1,0 +1,71 @@
+"""Calcium deconvolution: speed beside oasis-deconv in the same run, and accuracy against simultaneous electrophysiology.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.calcium speed
+    python -m benchmarks.calcium accuracy SCORER.py TRUTH.npz [--noise NU]
+
+SCORER.py is a script that scores a function of (dff, fs) by name; it is given `benchmarks.calcium:infer`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+
+import sortcore as sc
+from sortcore.optical.ar1 import solve_ar1
+from sortcore.optical.ar2 import solve_ar2
+from sortcore.optical.kernels import exponential_kernel
+
+FS, FRAMES = 30.0, 30_000
+
+
+def infer(dff: np.ndarray, fs: float) -> np.ndarray:
+    """The automatic default, as a scorer calls it."""
+    return sc.infer_calcium(dff, fs).activity
+
+
+def trace(seed: int = 0) -> np.ndarray:
+    """A minute's worth of AR(2) spikes at 1 Hz over and over, noise sd 0.2: (FRAMES,) float64."""
+    rng = np.random.default_rng(seed)
+    kernel = exponential_kernel(FS, 0.7, 0.07).sampled(300)
+    return np.convolve(rng.random(FRAMES) < 1 / FS, kernel)[:FRAMES] + 0.2 * rng.standard_normal(FRAMES)
+
+
+def fastest(function: Callable[[], object], repeats: int = 7) -> float:
+    """Seconds, the best of several after one to warm up."""
+    function()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def speed() -> None:
+    from oasis.functions import deconvolve
+    from oasis.oasis_methods import oasisAR1
+
+    warnings.simplefilter("ignore")
+    y, kernel = trace(), exponential_kernel(FS, 0.7, 0.07)
+    g = float(np.exp(-1 / (FS * 0.7)))
+    rows = {
+        "bare AR(1)": (lambda: solve_ar1(y, g, 0.5), lambda: oasisAR1(y, g, 0.5)),
+        "automatic AR(1)": (lambda: sc.infer_ar1(y, FS), lambda: deconvolve(y, b_nonneg=False)),
+        "exact AR(2)": (lambda: solve_ar2(y, kernel, 0.5), lambda: deconvolve(y, g=(None, None), b_nonneg=False)),
+        "automatic default": (lambda: sc.infer_calcium(y, FS), lambda: deconvolve(y, g=(None, None), b_nonneg=False)),
+    }
+    for name, (ours, theirs) in rows.items():
+        a, b = fastest(ours), fastest(theirs, 3)
+        print(f"{name:18s} sortcore {1e3 * a:8.2f} ms ({FRAMES / a / 1e6:6.1f} Mframes/s)   oasis {1e3 * b:8.2f} ms   ratio {b / a:6.1f}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["accuracy"]:
+        sys.exit(subprocess.call([sys.executable, sys.argv[2], sys.argv[3], "benchmarks.calcium:infer", *sys.argv[4:]]))
+    speed()

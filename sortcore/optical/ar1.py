@@ -1,0 +1,210 @@
+"""AR(1) deconvolution, exactly and in one pass: pool adjacent violators.
+
+    minimise  1/2 sum_t w_t (y_t - c_t)^2 + penalty sum_t s_t     subject to  s_t = c_t - g c_{t-1} >= 0,  s_0 = c_0 >= 0
+
+The penalty telescopes: sum_t s_t = (1 - g) sum_t c_t + g c_{T-1}, so it only lowers y. What remains is isotonic regression on
+y_t / g^t: a frame that would need a negative jump joins the pool before it, and a pool that then lies under its forerunner's
+decay joins that one. A pool is kept as N = sum g^k w y and D = sum g^2k w over its frames k, so that no division is needed
+until the end. Friedrich, Zhou and Paninski (PLoS Comput Biol 2017) found this route; the L0 problem is solved by the
+optimal partitioning with pruning of Jewell and Witten (Ann Appl Stat 2018).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from sortcore.errors import ModelError
+
+SMALLEST_POWER = 1e-9  # g^k below this is nothing: such a pool has long decayed
+
+
+def solve_ar1(y: np.ndarray, g: float, penalty: float = 0.0, *, s_min: float = 0.0,
+              weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Calcium c and activity s of a trace whose baseline is zero.
+
+    y: (T,) fluorescence, NaN where it is missing; g: decay per frame, 0 <= g < 1
+    penalty: L1 penalty, in the units of y; s_min: smallest jump there may be (pools with smaller ones are joined, which is
+        exact for s_min = 0 and a good local solution otherwise)
+    weights: (T,) inverse noise variance of each frame, relative
+    Returns c and s, both (T,) float64. Raises ModelError for an unstable g, or numbers below zero.
+    """
+    y, w = _checked(y, g, penalty, weights)
+    if s_min < 0:
+        raise ModelError(f"The smallest size of an event must not be negative, but it is {s_min}.")
+    c, s = np.empty(len(y)), np.empty(len(y))
+    if w is None:
+        _pool(y, g, penalty, s_min, _powers(g, len(y)), c, s)
+    else:
+        _pool_weighted(y, w, g, penalty, s_min, c, s)
+    return c, s
+
+
+def solve_ar1_l0(y: np.ndarray, g: float, penalty: float, *, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """minimise 1/2 sum_t w_t (y_t - c_t)^2 + penalty #{t > 0: c_t != g c_{t-1}}, c >= 0 at every jump: exact.
+
+    Arguments and result as `solve_ar1`; s may be negative where the data fall faster than the kernel, and is cut at zero there.
+    Quadratic in the longest time between events, linear in the number of frames otherwise.
+    """
+    y, w = _checked(y, g, penalty, weights)
+    c = _partition(y, np.ones(len(y)) if w is None else w, g, penalty)
+    s = np.maximum(np.diff(c, prepend=0.0) + (1 - g) * np.concatenate([np.zeros(1), c[:-1]]), 0)[: len(y)]
+    return c, s
+
+
+def ar1_gradient(y: np.ndarray, c: np.ndarray, g: float, penalty: float, weights: np.ndarray | None = None) -> np.ndarray:
+    """(T,) derivative of the objective of `solve_ar1` by s: for its KKT residual."""
+    error = np.nan_to_num(c - y) * (1.0 if weights is None else weights)
+    return _backward(error, g) + penalty
+
+
+def _checked(y: np.ndarray, g: float, penalty: float, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    y = np.ascontiguousarray(y)
+    if y.dtype not in (np.float32, np.float64):
+        y = y.astype(np.float64)
+    if not 0 <= g < 1:
+        raise ModelError(f"The decay per frame is g = {g}, but a stable AR(1) process has 0 <= g < 1.")
+    if not penalty >= 0:
+        raise ModelError(f"The penalty must not be negative, but it is {penalty}.")
+    if weights is None and not np.isnan(y.sum()):  # a sum is quicker to look at than every frame
+        return y, None
+    w = np.ones(len(y)) if weights is None else np.array(weights, dtype=np.float64)
+    w[np.isnan(y)] = 0
+    return np.nan_to_num(y), w
+
+
+def _powers(g: float, length: int) -> np.ndarray:
+    """g^k for k = 0, 1, ... down to nothing, which stays at the end."""
+    n = length if g <= 0 else min(length, int(np.log(SMALLEST_POWER) / np.log(g)) + 1) if g > 0 else 1
+    return np.concatenate([np.power(g, np.arange(max(n, 1))), np.zeros(1)])
+
+
+@njit(nogil=True, fastmath=True, cache=True)
+def _pool(y, g, penalty, s_min, power, c, s):
+    """Each pool is N, D and its first frame; the one that grows lives in registers, the others on a stack."""
+    T = len(y)
+    if T == 0:
+        return
+    most = len(power) - 1
+    N_of, D_of, start_of = np.empty(T), np.empty(T), np.empty(T, dtype=np.int64)
+    top = 0
+    lower = penalty * (1 - g)
+    N, D, start, gl = y[0] - (lower if T > 1 else penalty), 1.0, 0, g
+    for t in range(1, T):
+        v = y[t] - (lower if t < T - 1 else penalty)
+        if (v - s_min) * D >= N * gl and v > 0:
+            N_of[top], D_of[top], start_of[top] = N, D, start
+            top += 1
+            N, D, start, gl = v, 1.0, t, g
+            continue
+        N += gl * v
+        D += gl * gl
+        gl *= g
+        while top > 0:
+            length = start - start_of[top - 1]
+            before = power[length] if length < most else 0.0
+            if (N - s_min * D) * D_of[top - 1] >= N_of[top - 1] * before * D and N > 0:
+                break
+            top -= 1
+            N, D, start = N_of[top] + before * N, D_of[top] + before * before * D, start_of[top]
+            gl *= before
+    N_of[top], D_of[top], start_of[top] = N, D, start
+    before = 0.0
+    for i in range(top + 1):
+        first, last = start_of[i], start_of[i + 1] if i < top else T
+        value = max(N_of[i] / D_of[i], 0.0)
+        n = min(last - first, most)
+        for k in range(n):
+            c[first + k] = value * power[k]
+            s[first + k] = 0.0
+        for k in range(first + n, last):
+            c[k] = 0.0
+            s[k] = 0.0
+        s[first] = max(value - g * before, 0.0)
+        before = c[last - 1]
+
+
+@njit(nogil=True, cache=True)
+def _pool_weighted(y, w, g, penalty, s_min, c, s):
+    """`_pool` where frames count differently, or not at all: the penalty then moves N, not y."""
+    T = len(y)
+    if T == 0:
+        return
+    N_of, D_of, start_of = np.empty(T), np.empty(T), np.empty(T, dtype=np.int64)
+    top = -1
+    for t in range(T):
+        N, D, start = w[t] * y[t] - (penalty * (1 - g) if t < T - 1 else penalty), w[t], t
+        while top >= 0:
+            before = g ** (start - start_of[top])
+            if D > 0 and N > 0 and (D_of[top] == 0 or (N - s_min * D) * D_of[top] >= N_of[top] * before * D):
+                break
+            N, D, start = N_of[top] + before * N, D_of[top] + before * before * D, start_of[top]
+            top -= 1
+        top += 1
+        N_of[top], D_of[top], start_of[top] = N, D, start
+    before = 0.0
+    for i in range(top + 1):
+        first, last = start_of[i], start_of[i + 1] if i < top else T
+        value = max(N_of[i] / D_of[i], 0.0) if D_of[i] > 0 else 0.0
+        value = max(value, g * before)
+        s[first] = value - g * before
+        for k in range(first, last):
+            c[k] = value
+            if k > first:
+                s[k] = 0.0
+            value *= g
+        before = c[last - 1]
+
+
+@njit(nogil=True, cache=True)
+def _backward(error, g):
+    out, x = np.empty(len(error)), 0.0
+    for t in range(len(error) - 1, -1, -1):
+        x = error[t] + g * x
+        out[t] = x
+    return out
+
+
+@njit(nogil=True, cache=True)
+def _partition(y, w, g, penalty):
+    """F(t) = min_i F(i) + cost(i..t-1) + penalty; a start i is dropped for ever once F(i) + cost(i..t-1) >= F(t)."""
+    T = len(y)
+    F, came = np.empty(T + 1), np.zeros(T + 1, dtype=np.int64)
+    F[0] = -penalty
+    kept, n = np.empty(T + 1, dtype=np.int64), 0
+    N, D, Q, power = np.zeros(T + 1), np.zeros(T + 1), np.zeros(T + 1), np.ones(T + 1)
+    for t in range(T):
+        kept[n] = t
+        n += 1
+        best = np.inf
+        for j in range(n):
+            i = kept[j]
+            N[i] += power[i] * w[t] * y[t]
+            D[i] += power[i] * power[i] * w[t]
+            Q[i] += 0.5 * w[t] * y[t] * y[t]
+            power[i] *= g
+            cost = Q[i] - (0.5 * N[i] * N[i] / D[i] if N[i] > 0 else 0.0)
+            if F[i] + cost + penalty < best:
+                best, came[t + 1] = F[i] + cost + penalty, i
+        F[t + 1] = best
+        m = 0
+        for j in range(n):
+            i = kept[j]
+            if F[i] + Q[i] - (0.5 * N[i] * N[i] / D[i] if N[i] > 0 else 0.0) < best:
+                kept[m] = i
+                m += 1
+        n = m
+    c, t = np.empty(T), T
+    while t > 0:
+        i = came[t]
+        n0, d0, p = 0.0, 0.0, 1.0
+        for k in range(i, t):
+            n0 += p * w[k] * y[k]
+            d0 += p * p * w[k]
+            p *= g
+        value = max(n0, 0.0) / d0 if d0 > 0 else 0.0
+        for k in range(i, t):
+            c[k] = value
+            value *= g
+        t = i
+    return c

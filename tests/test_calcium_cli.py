@@ -1,0 +1,43 @@
+"""`sortcore calcium`: files in, files out, an error in one sentence."""
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import sortcore as sc
+from sorters.cli import app
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz", "csv"])
+def test_traces_become_activity(tmp_path, suffix):
+    y = np.random.default_rng(0).standard_normal((2, 300)) + 5 * (np.arange(300) % 100 > 90)
+    path = tmp_path / f"traces.{suffix}"
+    {"npy": np.save, "npz": np.savez, "csv": lambda p, a: np.savetxt(p, a, delimiter=",")}[suffix](path, y)
+    done = CliRunner().invoke(app, ["calcium", str(path), "--fs", "30", "--out", str(tmp_path / "out"), "--quiet"])
+    assert done.exit_code == 0, done.output
+    expected = sc.infer_calcium(y, 30.0)
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "activity.npy"), expected.activity, atol=1e-5)
+    table = np.genfromtxt(tmp_path / "out" / "estimates.csv", delimiter=",", names=True)
+    np.testing.assert_allclose(table["tau_decay_s"], expected.tau_decay_s, rtol=1e-6)
+
+
+def test_what_cannot_be_read_is_said(tmp_path):
+    (tmp_path / "traces.txt").write_text("1")
+    for name in ("none.npy", "traces.txt"):
+        done = CliRunner().invoke(app, ["calcium", str(tmp_path / name), "--fs", "30", "--out", str(tmp_path / "out")])
+        assert done.exit_code == 1 and "Error:" in done.output
+
+
+def test_a_suite2p_folder_tells_its_rate_and_a_plain_file_is_asked_for_it(tmp_path):
+    y = np.random.default_rng(0).standard_normal((3, 300)).astype(np.float32)
+    (tmp_path / "plane0").mkdir()
+    np.save(tmp_path / "plane0" / "F.npy", y)
+    np.save(tmp_path / "plane0" / "iscell.npy", np.array([[1, 0.9], [0, 0.1], [1, 0.8]]))
+    np.save(tmp_path / "plane0" / "ops.npy", {"fs": 20.0})
+    done = CliRunner().invoke(app, ["calcium", str(tmp_path / "plane0"), "--out", str(tmp_path / "out"), "--quiet"])
+    assert done.exit_code == 0, done.output
+    expected = sc.infer_calcium(y[[0, 2]], 20.0)
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "activity.npy"), expected.activity, atol=1e-5)
+    np.save(tmp_path / "plain.npy", y)
+    done = CliRunner().invoke(app, ["calcium", str(tmp_path / "plain.npy"), "--out", str(tmp_path / "other"), "--quiet"])
+    assert done.exit_code == 2 and "--fs" in done.output
