@@ -38,7 +38,7 @@ class Assumptions:
     """
 
     penalty_sd: float = 1.2
-    selection_sd: float = 2.4
+    selection_sd: float = 4.0
     drift_sd_s: float = 0.0245
     start_sd: float = 10.0
     selectivity: float = 1.0
