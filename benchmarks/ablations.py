@@ -42,6 +42,10 @@ def none_gone(spikes: Any, used: Any, snr: np.ndarray, *_: Any) -> np.ndarray:
     return np.zeros(len(snr), bool)
 
 
+def none_left(spikes: Any, *_: Any) -> np.ndarray:
+    return np.zeros(len(spikes), bool)
+
+
 def plain(follower: Any, there: Any, channels: np.ndarray) -> np.ndarray:
     return follower.back_home(there.features, there.knots, channels)
 
@@ -74,6 +78,9 @@ IDEAS: dict[str, tuple[str, str, Any] | list[tuple[str, str, Callable]]] = {
     "clusters of collisions left out": [("sortcore.ephys.fit", "sums_removed", first)],
     "units centred on another extremum left out": [("sortcore.ephys.fit", "realigned", first)],
     "leftovers of larger units left out": [("sortcore.ephys.curate", "duplicates", none_gone)],
+    "units that the others do without left out": [("sortcore.ephys.fit", "needed", first)],
+    "background left out": ("curate", "min_probability", 0.0),
+    "rests of larger spikes left out": [("sortcore.ephys.background", "leftover", none_left)],
     "evidence for a unit": ("curate", "min_evidence", 0.0),
 }
 

@@ -11,6 +11,7 @@ with KIND one of
     si-tetrode           SpikeInterface's generate_ground_truth_recording on a tetrode
     sortcore             this project's own simulator
     sortcore-drift       the same with non-rigid drift: a zigzag of 30 um and a jump of 10 um at one end, a third of it at the other
+    sortcore-rates       the same, still, with units that fire at 0.1 to 60 Hz and have an SNR of 4 to 20
 """
 
 from __future__ import annotations
@@ -214,7 +215,8 @@ def contacts_of(spec: Spec) -> SortProbe:
     return probe.select(np.sort(np.concatenate([np.flatnonzero(probe.shank == s)[:each] for s in shanks])))
 
 
-def generate_sortcore_recording(spec: Spec, moving: bool) -> Generated:
+def generate_sortcore_recording(spec: Spec, moving: bool = False, rate_hz: tuple[float, float] = (1.0, 12.0),
+                                snr: tuple[float, float] = (5.0, 20.0)) -> Generated:
     """This project's simulator, on the contacts that are asked for."""
     import probeinterface
     from spikeinterface.core import NumpyRecording
@@ -223,7 +225,7 @@ def generate_sortcore_recording(spec: Spec, moving: bool) -> Generated:
 
     probe = contacts_of(spec)
     motion = drifting(probe, spec.seconds, 30.0, spec.seconds / 2, 10.0, rigid=1 / 3) if moving else None
-    made = simulate(probe, spec.seconds, spec.units, fs=FS, motion=motion, seed=spec.seed)
+    made = simulate(probe, spec.seconds, spec.units, fs=FS, rate_hz=rate_hz, snr=snr, motion=motion, seed=spec.seed)
     contacts = probeinterface.Probe(ndim=2, si_units="um")
     contacts.set_contacts(probe.positions_um, shapes="square", shape_params={"width": 12}, shank_ids=probe.shank.astype(str))
     contacts.set_device_channel_indices(np.arange(probe.n_channels))
@@ -236,6 +238,7 @@ GENERATORS: dict[str, Callable[[Spec], Generated]] = {
     "si-still": lambda spec: generate_probe_recording(spec, moving=False),
     "si-drift": lambda spec: generate_probe_recording(spec, moving=True),
     "si-tetrode": generate_tetrode_recording,
-    "sortcore": lambda spec: generate_sortcore_recording(spec, moving=False),
+    "sortcore": generate_sortcore_recording,
     "sortcore-drift": lambda spec: generate_sortcore_recording(spec, moving=True),
+    "sortcore-rates": lambda spec: generate_sortcore_recording(spec, rate_hz=(0.1, 60.0), snr=(4.0, 20.0)),
 }

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import IO, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -23,6 +23,10 @@ from sortcore.errors import OutputError
 
 FORMAT = 1  # raised when a file written now could not be read by an older sortcore
 FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name)}
+PART = ".part"  # the name's end of a file that is being written
+SAVING = ".saving-"  # its beginning, of a folder
+ROWS, USED = ":rows", ":used"  # of an array that is stored without its rows of zeros,
+MANY_USED = 0.7  # where there are more of them than this
 Record = TypeVar("Record")
 
 
@@ -81,15 +85,88 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any] | 
     text = {} if meta is None else {"meta": np.array(to_json(meta))}
     with open(path, "wb") as file:
         (np.savez_compressed if compress else np.savez)(file, **arrays, **text)  # type: ignore[arg-type]
+        to_disk(file)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text with the same line ends everywhere."""
-    path.write_text(text, encoding="utf-8", newline="\n")
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        to_disk(file)
+
+
+def to_disk(file: IO[Any]) -> None:
+    """Wait until what was written would outlast a loss of power."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def write_whole(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+    """Write an .npz that is there as a whole or not at all; rows of zeros take no room. Raises OutputError where that fails."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.stem}.{os.getpid()}{PART}")
+        try:
+            write_npz(part, thinned(arrays), meta)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what `write_whole` could not complete in processes that have ended."""
+    for part in folder.rglob(f".*{PART}"):
+        number = part.name.removesuffix(PART).rpartition(".")[2]
+        if number.isdigit() and not running(int(number)):
+            part.unlink(missing_ok=True)
+
+
+def running(process: int) -> bool:
+    """Whether there is a process of that number; True where that cannot be told."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def thinned(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays, those with many rows of zeros as their other rows and a mask: waveforms are zero on most channels."""
+    out: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        used = np.ones(1, bool)
+        if array.ndim > 1 and array.size:  # by their bits: minus zero is no zero
+            used = np.any(np.ascontiguousarray(array).view(np.uint8).reshape(*array.shape[:-1], -1), axis=-1)
+        if used.mean() > MANY_USED:
+            out[name] = array
+        else:
+            out[name + ROWS], out[name + USED] = array[used], used
+    return out
+
+
+def thickened(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse of `thinned`, to the bit."""
+    out = {name: array for name, array in arrays.items() if not name.endswith((ROWS, USED))}
+    for name in (n.removesuffix(USED) for n in arrays if n.endswith(USED)):
+        used, rows = arrays[name + USED], arrays[name + ROWS]
+        out[name] = np.zeros((*used.shape, rows.shape[-1]), rows.dtype)
+        out[name][used] = rows
+    return out
 
 
 def read_record(cls: type[Record], path: Path, meta: dict[str, Any] | None = None, kind: str | None = None) -> Record:
     """Read a record from its .npz. With `kind`, the file must say that it is one, in a version that is known."""
+    with explained(path):
+        arrays, known = read_arrays(path, kind)
+        return unpack(cls, arrays, known | (meta or {}))
+
+
+def read_arrays(path: Path, kind: str | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of an .npz and what is not an array, as `pack` gives them."""
     with explained(path):
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -97,7 +174,7 @@ def read_record(cls: type[Record], path: Path, meta: dict[str, Any] | None = Non
         known = {} if text is None else json.loads(str(text))
         if kind is not None:
             check_format(known, kind, path)
-        return unpack(cls, arrays, known | (meta or {}))
+        return thickened(arrays), known
 
 
 def check_format(meta: Any, kind: str, path: Path) -> None:
@@ -143,7 +220,7 @@ def staging(folder: Path, seal: str) -> Iterator[Path]:
     try:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+            stage = Path(tempfile.mkdtemp(prefix=SAVING, dir=folder))
             yield stage
             (folder / seal).unlink(missing_ok=True)
             for file in sorted(stage.iterdir(), key=lambda f: (f.name == seal, f.name)):

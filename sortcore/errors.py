@@ -21,6 +21,10 @@ class OutputError(SortcoreError):
     """The result cannot be written, or a saved one cannot be read."""
 
 
+class ClusterError(SortcoreError):
+    """Other processes cannot do the work: they have another sortcore, or are lost again and again."""
+
+
 class ModelError(SortcoreError, ValueError):
     """Arrays or numbers given to the model do not fit together, or lie outside their range."""
 

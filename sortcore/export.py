@@ -66,6 +66,7 @@ motion.npz            where the tissue moved: displacement_um (B, V), towards la
 fit.npz               log joint, units and spikes, one row an iteration of the fit
 log.txt               what happened, in words
 result.json           sampling rate, segment lengths (samples), config, seed, versions, timings (s)
+work/                 where the command made it: what each stage has finished, used when the recording is sorted again; may be deleted
 """
 
 

@@ -161,6 +161,19 @@ def scores(matcher: Matcher, x: torch.Tensor) -> torch.Tensor:
     return correlation(matcher.spectra, x)
 
 
+def scores_near(matcher: Matcher, x: torch.Tensor, unit: int) -> torch.Tensor:
+    """The same, of a unit and those that share a channel with it only; all others are dead."""
+    out = torch.full((len(matcher.coefficients), max(0, x.shape[1] - matcher.n_samples + 1)), float(DEAD))
+    near = matcher.other[matcher.first[unit] : matcher.first[unit + 1]]
+    if not len(near):
+        return out
+    templates = matcher.coefficients[near] @ matcher.basis
+    touched = np.flatnonzero((templates != 0).any(axis=(0, 2)))
+    there = slice(int(touched[0]), int(touched[-1]) + 1)
+    out[near] = correlation(make_spectra(templates[:, there]), x[there])
+    return out
+
+
 def match(matcher: Matcher, score: np.ndarray, dead: int) -> Spikes:
     """Greedy pursuit over scores (K, T), which are changed in place.
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +43,10 @@ class MovingMatcher:
     amplitude_prior: bool
     ready: OrderedDict[bytes, Matcher] = field(default_factory=OrderedDict, compare=False, repr=False)
     lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process is sent what was learned, and makes its own tables."""
+        return MovingMatcher, tuple(getattr(self, f.name) for f in fields(self) if f.compare)
 
     @property
     def n_samples(self) -> int:

@@ -46,6 +46,19 @@ class Recording(Protocol):
         ...
 
 
+def checked(record: ArrayRecording | BinaryRecording, dtype: np.dtype) -> None:
+    """Raise RecordingError unless dtype, sampling rate and gains can be used; give every channel its gain and offset."""
+    if dtype.kind not in "iuf":
+        raise RecordingError(f"A recording must hold integers or floats, but its dtype is {dtype}.")
+    if not np.isfinite(record.fs) or record.fs <= 0:
+        raise RecordingError(f"The sampling rate must be positive, but it is {record.fs}.")
+    for name in ("gain_uv", "offset"):
+        value = np.broadcast_to(np.asarray(getattr(record, name), dtype=np.float64), (record.n_channels,))
+        object.__setattr__(record, name, value)
+    if not np.isfinite(record.gain_uv).all() or (record.gain_uv == 0).any():
+        raise RecordingError("Some gains are zero or not finite; give --gain-uv, the microvolts of one stored unit.")
+
+
 @dataclass(frozen=True)
 class ArrayRecording:
     """A recording that is an array (or memory map) of shape (samples, channels)."""
@@ -58,15 +71,7 @@ class ArrayRecording:
     def __post_init__(self) -> None:
         if self.data.ndim != 2 or 0 in self.data.shape:
             raise RecordingError(f"A recording must be (samples, channels) and not empty, but its shape is {self.data.shape}.")
-        if self.data.dtype.kind not in "iuf":
-            raise RecordingError(f"A recording must hold integers or floats, but its dtype is {self.data.dtype}.")
-        if not np.isfinite(self.fs) or self.fs <= 0:
-            raise RecordingError(f"The sampling rate must be positive, but it is {self.fs}.")
-        for name in ("gain_uv", "offset"):
-            value = np.broadcast_to(np.asarray(getattr(self, name), dtype=np.float64), (self.data.shape[1],))
-            object.__setattr__(self, name, value)
-        if not np.isfinite(self.gain_uv).all() or (self.gain_uv == 0).any():
-            raise RecordingError("Some gains are zero or not finite; give --gain-uv, the microvolts of one stored unit.")
+        checked(self, self.data.dtype)
 
     @property
     def n_channels(self) -> int:
@@ -80,6 +85,37 @@ class ArrayRecording:
         return np.asarray(self.data[start:stop])
 
 
+@dataclass(frozen=True)
+class BinaryRecording:
+    """A raw binary file, time-major. It is opened for every read: a file that is cut short or taken away is an error then, where
+    a memory map would end the process; and another process that is given the record reads the file itself."""
+
+    path: Path
+    dtype: str
+    n_channels: int
+    n_samples: int
+    fs: float
+    gain_uv: np.ndarray
+    offset: np.ndarray
+    skip_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        checked(self, np.dtype(self.dtype))
+
+    @property
+    def segment_lengths(self) -> tuple[int, ...]:
+        return (self.n_samples,)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        kind = np.dtype(self.dtype)
+        begin = self.skip_bytes + start * self.n_channels * kind.itemsize
+        try:
+            values = np.fromfile(self.path, kind, (stop - start) * self.n_channels, offset=begin)
+        except OSError as error:
+            raise RecordingError(f"{self.path} cannot be read any more ({error.strerror or error}). Is it still there?") from error
+        return values[: len(values) // self.n_channels * self.n_channels].reshape(-1, self.n_channels)
+
+
 def array_recording(data: np.ndarray, fs: float, gain_uv: float | np.ndarray = 1.0,
                     offset: float | np.ndarray | None = None) -> ArrayRecording:
     """A recording from an array (samples, channels).
@@ -87,13 +123,17 @@ def array_recording(data: np.ndarray, fs: float, gain_uv: float | np.ndarray = 1
     offset defaults to the middle of the range for unsigned integers, and to zero otherwise; a constant offset left
     over is removed by the band-pass filter in any case.
     """
-    if offset is None:
-        offset = 2.0 ** (8 * data.dtype.itemsize - 1) if data.dtype.kind == "u" else 0.0
+    offset = middle(data.dtype) if offset is None else offset
     return ArrayRecording(data, float(fs), gain_uv, offset)  # type: ignore[arg-type]
 
 
+def middle(dtype: np.dtype) -> float:
+    """The stored value that is taken for zero volts."""
+    return 2.0 ** (8 * dtype.itemsize - 1) if dtype.kind == "u" else 0.0
+
+
 def binary_recording(path: str | Path, n_channels: int, fs: float, dtype: str = "int16", gain_uv: float | np.ndarray = 1.0,
-                     offset: float | np.ndarray | None = None, skip_bytes: int = 0) -> ArrayRecording:
+                     offset: float | np.ndarray | None = None, skip_bytes: int = 0) -> BinaryRecording:
     """A raw binary file, time-major: all channels of the first sample, then of the second.
 
     Raises RecordingError where the file is missing, empty, or no multiple of the channels.
@@ -116,8 +156,8 @@ def binary_recording(path: str | Path, n_channels: int, fs: float, dtype: str = 
             f"{path} holds {size} bytes, which is no multiple of {n_channels} channels of {kind} ({row} bytes a sample). "
             "Check --channels and --dtype; if the file was cut short, remove the incomplete last sample."
         )
-    data = np.memmap(path, dtype=kind, mode="r", offset=skip_bytes, shape=(size // row, n_channels))
-    return array_recording(data, fs, gain_uv, offset)
+    offset = middle(kind) if offset is None else offset
+    return BinaryRecording(path.absolute(), kind.str, n_channels, size // row, float(fs), gain_uv, offset, skip_bytes)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -146,7 +186,7 @@ def read_padded(recording: Recording, chunk: Chunk, margin: int) -> np.ndarray:
     data = recording.read(low, high)
     if len(data) != high - low:
         raise RecordingError(
-            f"The recording ended early: samples {low} to {high} were asked for, {len(data)} came. Is the file still there?"
+            f"The recording ended early: samples {low} to {high} were asked for, {len(data)} came. Was its file cut short meanwhile?"
         )
     before, after = low - (chunk.start - margin), chunk.stop + margin - high
     return np.pad(data, ((before, after), (0, 0)), mode="edge") if before or after else data

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ import torch
 from sortcore.ephys.config import SortConfig
 from sortcore.progress import Track
 from sortcore.recording import Chunk, chunks
-from sortcore.workers import in_order
+from sortcore.workers import over_recording
 
 Whitened = Callable[[Chunk], torch.Tensor]  # (N, T) whitened samples of a chunk of a recording
 
@@ -39,24 +38,35 @@ class Sample:
         return whitened
 
 
+@dataclass(frozen=True)
+class Stretches:
+    """The chunks that a sample is made of, and whether they are the whole recording."""
+
+    chunks: tuple[Chunk, ...]
+    whole: bool
+
+
+def stretches(n_channels: int, segment_lengths: tuple[int, ...], fs: float, config: SortConfig) -> Stretches:
+    """Chunks spread evenly over a recording, as many as are asked for and fit in memory."""
+    size = config.pursuit.chunk_samples(fs, n_channels)
+    pieces = tuple(chunks(segment_lengths, size))
+    wanted = int(min(config.fit.sample_seconds * fs, MOST_VALUES / n_channels) // size)
+    if len(pieces) <= max(1, wanted):
+        return Stretches(pieces, True)
+    block = max(1, int(STRETCH_SECONDS * fs / size))  # so that few templates are cut at their ends
+    starts = np.linspace(0, len(pieces) - block, max(1, wanted // block)).astype(int)
+    chosen = np.unique((starts[:, None] + np.arange(block)).ravel())
+    return Stretches(tuple(pieces[i] for i in chosen), len(chosen) == len(pieces))
+
+
 def take_sample(whitened: Whitened, n_channels: int, segment_lengths: tuple[int, ...], fs: float, config: SortConfig,
                 track: Track) -> Sample:
-    """Whiten stretches spread evenly over a recording, as many as are asked for and fit in memory."""
-    size = config.pursuit.chunk_samples(fs, n_channels)
-    pieces = list(chunks(segment_lengths, size))
-    wanted = int(min(config.fit.sample_seconds * fs, MOST_VALUES / n_channels) // size)
-    if len(pieces) > max(1, wanted):
-        block = max(1, int(STRETCH_SECONDS * fs / size))  # so that few templates are cut at their ends
-        starts = np.linspace(0, len(pieces) - block, max(1, wanted // block)).astype(int)
-        chosen = [pieces[i] for i in np.unique((starts[:, None] + np.arange(block)).ravel())]
-    else:
-        chosen = pieces
-    places = np.r_[0, np.cumsum([c.stop - c.start for c in chosen])].tolist()
+    """Whiten stretches spread evenly over a recording."""
+    chosen = stretches(n_channels, segment_lengths, fs, config)
+    places = np.r_[0, np.cumsum([c.stop - c.start for c in chosen.chunks])].tolist()
     x = torch.empty((n_channels, places[-1]), dtype=torch.float16)  # noise is 1, so half precision is plenty
-
-    def whiten(i: int) -> None:
-        x[:, places[i] : places[i + 1]] = whitened(chosen[i])
-
-    deque(track(in_order(whiten, range(len(chosen))), "preprocess", len(chosen)), maxlen=0)
-    times = np.concatenate([np.arange(c.start, c.stop, dtype=np.float32) for c in chosen]) / np.float32(fs)
-    return Sample(x, len(chosen) == len(pieces), times, sum(segment_lengths) / fs)
+    found = over_recording(lambda c: whitened(c).to(torch.float16).numpy(force=True), chosen.chunks)
+    for i, piece in enumerate(track(found, "preprocess", len(chosen.chunks))):
+        x[:, places[i] : places[i + 1]] = torch.from_numpy(piece)
+    times = np.concatenate([np.arange(c.start, c.stop, dtype=np.float32) for c in chosen.chunks]) / np.float32(fs)
+    return Sample(x, chosen.whole, times, sum(segment_lengths) / fs)

@@ -33,7 +33,10 @@ class SpikeInterfaceRecording:
         """(stop - start, N) stored values; start and stop lie in one segment."""
         segment = int(np.searchsorted(self._first, start, side="right")) - 1
         first = int(self._first[segment])
-        return np.asarray(self.recording.get_traces(segment_index=segment, start_frame=start - first, end_frame=stop - first))
+        try:
+            return np.asarray(self.recording.get_traces(segment_index=segment, start_frame=start - first, end_frame=stop - first))
+        except OSError as error:
+            raise RecordingError(f"The recording cannot be read any more ({error.strerror or error}). Is its file still there?") from error
 
 
 def gain_and_offset(recording: Any) -> tuple[np.ndarray, np.ndarray]:

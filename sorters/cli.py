@@ -23,6 +23,7 @@ app = typer.Typer(name="sortcore", no_args_is_help=True, add_completion=False, p
 
 INPUT = "Raw binary, .npy, a folder with recording.bin and info.json, or whatever SpikeInterface reads."
 FORMAT = "binary, npy, folder, saved, or SpikeInterface's name of a format (spikeglx, openephysbinary, nwb, ...); found out if not given."
+RESUME = "Go on where a sort of the same recording was stopped, and do again only what changed settings ask for; or do all of it again."
 SORTED = "Result folder, phy folder, .npz with spike_samples and spike_units, or what SpikeInterface loads."
 
 Debug = Annotated[bool, typer.Option("--debug", help="On an error, show where in the code it came from.")]
@@ -62,6 +63,10 @@ def sort(
     overwrite: Overwrite = False,
     phy: Annotated[bool, typer.Option("--phy/--no-phy", help="Write a folder for phy.")] = True,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write pictures.")] = True,
+    resume: Annotated[bool, typer.Option("--resume/--fresh", help=RESUME)] = True,
+    work: Annotated[Path | None, typer.Option(help="Folder where stages keep what they finish; OUT/work if not given.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Work in so many processes of this machine, cut by time.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Work on this Dask cluster, cut by time: address of its scheduler.")] = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -70,7 +75,8 @@ def sort(
         import sortcore
         from sortcore.numerics import pick_device
         from sortcore.probes import load_probe
-        from sorters.outputs import output_folder, save_all
+        from sorters.cluster import check_cluster, cluster
+        from sorters.outputs import WORK, output_folder, resumable, save_all
         from sorters.recordings import Reading, open_input
         from sorters.settings import check_seed, read_config
         from sorters.summary import result_summary
@@ -78,14 +84,18 @@ def sort(
         settings = read_config(config) if config else sortcore.SortConfig()
         check_seed(seed)
         pick_device(device)
+        check_cluster(workers, scheduler)
         given = load_probe(probe) if probe else None
         source = open_input(recording, Reading(format, dtype, channels, fs, gain_uv, stream), given.n_channels if given else None)
         contacts = choose_probe(given, source)
         with output_folder(out, overwrite):
             say(plan(recording, source, contacts, out))
             say(f"Device {device}, seed {seed}, settings {config or 'as they come'}.")
-            result = sortcore.sort(source.recording, contacts, settings, device=device, seed=seed, progress=not quiet)
-            say(result_summary(result, save_all(result, out, source.raw, phy, report)))
+            with resumable(work or out / WORK, resume) as kept, cluster(workers, scheduler) as spread:
+                result = sortcore.sort(source.recording, contacts, settings, device=device, seed=seed, progress=not quiet, work=kept,
+                                       fresh=not resume, spread=spread)
+                files = save_all(result, out, source.raw, phy, report)
+            say(result_summary(result, files))
 
 
 def choose_probe(given: Probe | None, source: Input) -> Probe:

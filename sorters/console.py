@@ -27,7 +27,7 @@ def reported(debug: bool) -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt as error:
-            say("\nInterrupted: stopped before the end. A result that is not complete is not kept.", error=True)
+            say("\nInterrupted: stopped before the end. There is no result yet.", error=True)
             raise typer.Exit(INTERRUPTED) from error
         except typer.Exit:
             raise

@@ -10,19 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from sortcore import Probe, SortingResult
+from sortcore.archive import SAVING
 from sortcore.errors import OutputError
 from sortcore.export import check_free, is_result, save_result
+from sorters.console import say
 from sorters.recordings import RawFile
+
+WORK = "work"  # in the folder for a result: what stages have finished,
+MARK = ".unfinished"  # and that there is no result yet, or not all of it
 
 
 @contextlib.contextmanager
 def output_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """The folder for a result, made and tried; on the way out, what was made here and stayed empty goes away again.
 
+    While this lasts a hidden file marks the folder as unfinished: what a sort that was killed has left there is not in the way.
     Raises OutputError where it is not empty (unless `overwrite`) or cannot be written.
     """
+    mark = out / MARK
     try:
-        check_free(out, overwrite)
+        check_free(out, overwrite or mark.exists())
     except OutputError as error:
         raise OutputError(str(error).replace("overwrite=True", "--overwrite")) from error
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
@@ -31,11 +38,37 @@ def output_folder(out: Path, overwrite: bool) -> Iterator[Path]:
             out.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=out):
                 pass
+            for left in out.glob(f"{SAVING}*"):
+                shutil.rmtree(left, ignore_errors=True)
+            mark.touch()
         except OSError as error:
             raise OutputError(f"{out} cannot be written ({error.strerror or error}). Choose another folder for --out.") from error
         yield out
+        mark.unlink(missing_ok=True)
+    except BaseException:
+        if out.is_dir() and [entry.name for entry in out.iterdir()] == [MARK]:
+            mark.unlink(missing_ok=True)
+        raise
     finally:
         remove_empty(made)
+
+
+@contextlib.contextmanager
+def resumable(work: Path, resume: bool) -> Iterator[Path]:
+    """The folder where stages keep what they finish. Says whether something is there, and, should the sort not come to its end,
+    that the next one can go on with it."""
+    if resume and holds_steps(work):
+        say(f"What is kept in {work} is used where it fits.")
+    try:
+        yield work
+    except BaseException:
+        if holds_steps(work):
+            say(f"\nWhat was finished is kept in {work}: the same command goes on from there.", error=True)
+        raise
+
+
+def holds_steps(work: Path) -> bool:
+    return next(work.glob("*/*"), None) is not None
 
 
 def remove_empty(folders: list[Path]) -> None:

@@ -164,7 +164,11 @@ def open_npy(path: Path, reading: Reading) -> Input:
         raise RecordingError(f"{path} could not be read as a numpy array: {error}.") from error
     if data.ndim == 2 and data.shape[0] < data.shape[1]:
         raise RecordingError(f"{path} is an array of {data.shape}; expected (samples, channels). Save its transpose.")
-    return Input(array_recording(data, reading.fs, 1.0 if reading.gain_uv is None else reading.gain_uv), None, f"numpy array, {data.dtype}")
+    gain_uv = 1.0 if reading.gain_uv is None else reading.gain_uv
+    recording: Recording = array_recording(data, reading.fs, gain_uv)
+    if isinstance(data, np.memmap) and data.flags.c_contiguous:  # read as a file: see BinaryRecording
+        recording = binary_recording(path, data.shape[1], reading.fs, data.dtype.str, gain_uv, skip_bytes=data.offset)
+    return Input(recording, None, f"numpy array, {data.dtype}")
 
 
 def open_folder(path: Path, reading: Reading) -> Input:

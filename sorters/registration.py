@@ -8,8 +8,9 @@ A worker process that never imports `sorters` would not know the name "sortcore"
 
 - `run_sorter_jobs` and `run_sorter_by_property` send the function `launcher.run_sorter` to their workers (joblib's loky,
   spawned process pools, dask). While `sorters` is imported that name stands for `sorters.spikeinterface.run_sorter`, which
-  does the same; a worker that unpickles it has to import `sorters`, and so registers.
-- Scripts that others start (slurm, containers, one's own `joblib.delayed(run_sorter)`) need `import sorters` on top, or
+  does the same; a worker that unpickles it has to import `sorters`, and so registers. The scripts that it writes for slurm
+  `import sorters` too.
+- What others start (containers, scripts of one's own, `joblib.delayed(run_sorter)`) needs `import sorters` on top, or
   `sortcore install-hook` once: a one-line .pth file that registers in every interpreter of the environment.
 """
 
@@ -28,6 +29,7 @@ SORTER_LIST, LAUNCHER = "spikeinterface.sorters.sorterlist", "spikeinterface.sor
 
 # site reads .pth files in alphabetical order: ours comes after those that put an editable install on the path.
 HOOK_NAME = "zz_sortcore_spikeinterface.pth"
+IMPORTS = "import numpy as np\nfrom numpy import inf, nan\nimport sorters  # knows sortcore\n"
 HOOK_LINE = "import importlib.util; importlib.util.find_spec('sorters.registration') and __import__('sorters')\n"
 
 
@@ -81,9 +83,30 @@ def complete(module: ModuleType) -> None:
         return
     if module.__name__ == LAUNCHER:
         module.run_sorter = run_sorter  # type: ignore[attr-defined]
+        module._slurm_script = slurm_script(getattr(module, "_slurm_script", ""))  # type: ignore[attr-defined]
     elif SortcoreSorter not in module.sorter_full_list:
         module.sorter_full_list.append(SortcoreSorter)
         module.sorter_dict[SortcoreSorter.sorter_name] = SortcoreSorter
+
+
+class SlurmScript(str):
+    """SpikeInterface's template of a job's script for slurm, made right.
+
+    The recording is written into it as numpy prints it: beyond a thousand values with most of them left out, to eight digits,
+    and with names that the script does not import.
+    """
+
+    def format(self, *given: object, **named: object) -> str:
+        import numpy as np
+
+        with np.printoptions(threshold=sys.maxsize, floatmode="unique"):
+            return str.format(self, *given, **named)
+
+
+def slurm_script(template: str) -> str:
+    """The template with what it lacks: the names that numpy prints, and `import sorters`."""
+    wanted = "from numpy import array\n"
+    return template if IMPORTS in template else SlurmScript(template.replace(wanted, wanted + IMPORTS))
 
 
 def install_hook(folder: str | Path | None = None) -> Path:

@@ -38,6 +38,8 @@ FLAT = {
 EXTRA = {
     "device": ("auto", "where to compute: auto (a CUDA card if there is one), cpu, cuda, mps"),
     "seed": (0, "seed of every random draw; the same recording and seed give the same spikes"),
+    "work_folder": (None, "folder where stages keep what they finish, for a sort that is stopped, or repeated with other settings; "
+                          "sorter_output/work until the sort is done, if not given"),
     "keep_noise": (False, "also return the units labelled noise"),
     "settings": ({}, "any other setting, {section: {name: value}} as in the file that `sortcore params` writes"),
 }

@@ -23,7 +23,7 @@ from spikeinterface.sorters.basesorter import BaseSorter
 
 from sorters.registration import complete_all
 
-RESULT = "result"
+RESULT, WORK = "result", "work"  # in SpikeInterface's folder sorter_output
 
 
 class Forked:
@@ -97,6 +97,21 @@ class SortcoreSorter(BaseSorter):
         return sortcore.__version__
 
     @classmethod
+    def initialize_folder(cls, recording: Any, output_folder: str | Path | None, verbose: bool, remove_existing_folder: bool) -> Path:
+        """As SpikeInterface does it; but a folder with a sort that did not come to its end is used again, and what it has
+        finished is kept, unless the folder is to be removed."""
+        folder = Path(output_folder or f"{cls.sorter_name}_output").absolute()
+        if remove_existing_folder or not is_unfinished(folder):
+            return super().initialize_folder(recording, output_folder, verbose, remove_existing_folder)
+        work, aside = folder / "sorter_output" / WORK, folder.with_name(f".{folder.name}.{WORK}")
+        os.replace(work, aside)
+        try:
+            return super().initialize_folder(recording, output_folder, verbose, True)
+        finally:
+            work.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(aside, work)
+
+    @classmethod
     def _check_params(cls, recording: Any, output_folder: Path, params: dict[str, Any]) -> dict[str, Any]:
         from sortcore.numerics import pick_device
         from sorters.settings import config_from_params
@@ -123,10 +138,25 @@ class SortcoreSorter(BaseSorter):
         run(str(sorter_output_folder), params, verbose)
 
     @classmethod
+    def run_from_folder(cls, output_folder: str | Path, raise_error: bool, verbose: bool) -> float | None:
+        """As SpikeInterface does it; what stages have kept in the sorter's own folder is of no use once it says that all is done."""
+        seconds = super().run_from_folder(output_folder, raise_error, verbose)
+        if not is_unfinished(Path(output_folder)):
+            shutil.rmtree(Path(output_folder) / "sorter_output" / WORK, ignore_errors=True)
+        return seconds
+
+    @classmethod
     def _get_result_from_folder(cls, sorter_output_folder: Path) -> SortcoreSorting:
         params = Path(sorter_output_folder).parent / "spikeinterface_params.json"
         keep_noise = params.is_file() and json.loads(params.read_text(encoding="utf8"))["sorter_params"].get("keep_noise", False)
         return SortcoreSorting(Path(sorter_output_folder) / RESULT, keep_noise=keep_noise)
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a folder of `run_sorter` holds what a sort has finished that did not come to its end."""
+    log = folder / "spikeinterface_log.json"
+    ended = log.is_file() and not json.loads(log.read_text(encoding="utf8")).get("error", True)
+    return (folder / "sorter_output" / WORK).is_dir() and not ended
 
 
 def sort_folder(folder: str, params: dict[str, Any], verbose: bool) -> None:
@@ -140,8 +170,9 @@ def sort_folder(folder: str, params: dict[str, Any], verbose: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said in _setup_recording
         adapted, probe = SpikeInterfaceRecording(recording), probe_of(recording)
-    result = sortcore.sort(adapted, probe, config_from_params(params), device=params["device"], seed=params["seed"], progress=verbose)
-    saved = save_result(result, Path(folder) / RESULT)
+    result = sortcore.sort(adapted, probe, config_from_params(params), device=params["device"], seed=params["seed"], progress=verbose,
+                           work=params.get("work_folder") or Path(folder) / WORK)
+    saved = save_result(result, Path(folder) / RESULT, overwrite=True)
     shutil.copyfile(saved / "log.txt", Path(folder) / f"{SortcoreSorter.sorter_name}.log")  # where SpikeInterface looks for it
 
 

@@ -248,7 +248,7 @@ def test_a_bad_call_is_refused_in_one_sentence_before_work(make: Callable[[Place
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to the whole console")
-def test_an_interrupted_run_says_so_and_leaves_nothing(small_simulation: Simulation, tmp_path: Path) -> None:
+def test_an_interrupted_run_says_so_and_what_it_leaves(small_simulation: Simulation, tmp_path: Path) -> None:
     data = small_simulation.data
     with open(tmp_path / "long.bin", "wb") as file:
         for _ in range(15):
@@ -264,4 +264,6 @@ def test_an_interrupted_run_says_so_and_leaves_nothing(small_simulation: Simulat
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Interrupted" in errors and "Traceback" not in errors, errors
-    assert not (tmp_path / "made").exists()
+    left = [path for path in (tmp_path / "made").rglob("*") if path.is_file() and path.name != ".unfinished"]
+    assert all("work" in path.parts for path in left), "no part of a result"
+    assert bool(left) == ("What was finished is kept" in errors) == (tmp_path / "made").exists(), errors

@@ -15,7 +15,7 @@ pytest.importorskip("psutil", reason='the harness needs the packages of pip inst
 
 from helpers_result import planted as planted_result
 
-from benchmarks import ablations, bursts, collisions, false_alarms, repeat
+from benchmarks import ablations, bursts, cluster, collisions, false_alarms, rates, repeat
 from benchmarks.__main__ import main, score_line, write_report
 from benchmarks.causes import diagnose
 from benchmarks.ceiling import run_ceiling
@@ -338,6 +338,20 @@ def test_process_is_timed_and_its_children_weighed(tmp_path):
     assert slow.seconds < 10
 
 
+def test_rates_count_who_is_found_by_rate_and_size(tmp_path, capsys):
+    units = {"rate_hz": [0.2, 0.2, 20.0, 0.0], "snr": [9.0, 12.0, 4.0, 9.0], "n_spikes": [24, 24, 2400, 0],
+             "accuracy": [0.95, 0.3, 0.9, 0.0]}
+    file = tmp_path / "results.jsonl"
+    file.write_text(json.dumps({"recording": "one", "sorter": "sortcore", "units": units}) + "\n")
+    rates.main([str(file)])
+    rows = {row[1].strip(): row[2:] for row in (line.split("|") for line in capsys.readouterr().out.splitlines()) if len(row) > 2}
+    assert [c.strip() for c in rows["0.1 to 0.3 Hz"]] == ["", "", "", "1 of 2", ""]
+    assert [c.strip() for c in rows["10 to 30 Hz"]] == ["", "1 of 1", "", "", ""]
+    assert [c.strip() for c in rows["10 to 29 spikes"]] == ["", "", "", "1 of 2", ""]
+    with pytest.raises(SystemExit):
+        rates.main([str(file), "--sorters", "lupin"])
+
+
 def test_stages_table(tmp_path, capsys):
     (tmp_path / "result.json").write_text(json.dumps({"timings_s": {"detect": 1.0, "deconvolve": 3.0}}))
     stages_main([str(tmp_path)])
@@ -476,3 +490,24 @@ def test_good_right_counts_the_good_units_that_are():
     found = from_dict({0: trains[0], 1: trains[1][::2], 2: trains[2], 3: np.arange(1000, N - 1000, 5000)},
                       labels={0: "good", 1: "good", 2: "mua", 3: "good"})
     assert score(truth_of(trains), found).good_right == pytest.approx(1 / 3)
+
+
+def test_costs_on_a_cluster_are_read_off_those_that_are_measured():
+    def planted(n):
+        per_second = dict.fromkeys(("whiten", "look", "match", "first", "fit", "noise", "spikes_hz"), 0.0001 * n)
+        return cluster.Costs(n, conclude=1e-6 * n**2, taps=601, template=64, sent=1e4 * n, **per_second)
+
+    costs = [planted(n) for n in (96, 192, 384)]
+    assert cluster.at(costs, "whiten", 1000) == pytest.approx(0.1) and cluster.at(costs, "conclude", 1000) == pytest.approx(1.0)
+    lines = cluster.table(costs, 100, 1.0, 4).splitlines()
+    rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines if line.startswith("|")}
+    margins = 1 + (2 * (300 + 45) + 8 * 64) / 30000
+    core_hours = 0.01 * (margins + 1 + 8 * 64 / 30000)  # of whitening and matching an hour, a hundredth of its length each
+    assert rows["deconvolve"][:2] == ["workers", "3600"] and float(rows["deconvolve"][2]) == pytest.approx(core_hours, abs=0.006)
+    assert rows["fit"][2] == rows["fit"][3], "one machine does it, however many there are"
+
+
+def test_costs_are_measured_by_one_core():
+    costs = cluster.measure(12)
+    assert costs.channels == 12 and min(costs.whiten, costs.look, costs.match, costs.fit, costs.noise, costs.spikes_hz) > 0
+    assert costs.sent > 1000 and costs.template > 40

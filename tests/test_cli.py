@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from sortcore.export import is_result, load_result, save_result
 from sortcore.phy import export_phy
 from sortcore.probes import probe_names
 from sortcore.simulate import Simulation
+from sortcore.types import SortingResult
 from sorters.cli import app
 from sorters.recordings import Reading, choose_stream, guess_format, open_input
 from sorters.scoring import read_trains
@@ -130,6 +132,49 @@ def test_overwriting_leaves_nothing_of_the_earlier_sorting(folder: Path, tmp_pat
     assert done.exit_code == 0, done.output
     result = load_result(out)
     assert result.seed == 3 and result.config["fit"]["rank"] == 3 and not (out / "phy").exists()
+
+
+def killed_sort(pattern: str, out: Path, *arguments: object) -> None:
+    """A `sort` command that is killed as soon as a file is there in its folder."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    process = subprocess.Popen([sys.executable, "-m", "sorters", *map(str, arguments)], env=environment, stdout=subprocess.DEVNULL)
+    while not list(out.glob(pattern)) and process.poll() is None:
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() != 0
+
+
+def test_a_sort_that_is_killed_goes_on(sorted_once: tuple[Path, Result], folder: Path, tmp_path: Path) -> None:
+    """By the same command, be it while it sorts or while it writes; and another time from the beginning."""
+    out = tmp_path / "out"
+    arguments = ["sort", folder, "--out", out, "--device", "cpu", "--quiet"]
+    killed_sort("work/*/drift-*.npz", out, *arguments)
+    assert not is_result(out)
+    killed_sort("phy", out, *arguments)
+    assert is_result(out) and not (out / "report").exists()
+    done = sortcore(*arguments)
+    assert done.exit_code == 0 and f"What is kept in {out / 'work'} is used" in done.output, done.output
+    assert (out / "report").is_dir() and not [entry for entry in out.iterdir() if entry.name.startswith(".")]
+    for name in ("spikes.npz", "model.npz", "units.tsv"):
+        assert (sorted_once[0] / name).read_bytes() == (out / name).read_bytes()
+    assert sortcore(*arguments).exit_code == 1, "a result is not written over unless asked for"
+    again, fresh = (load_after(*arguments, "--overwrite", "--no-report", *more) for more in ([], ["--fresh"]))
+    assert again.timings_s["fit"] < 0.2 * fresh.timings_s["fit"]
+
+
+def load_after(*arguments: object) -> SortingResult:
+    """The result of a `sort` command."""
+    done = sortcore(*arguments)
+    assert done.exit_code == 0, done.output
+    return load_result(arguments[arguments.index("--out") + 1])
+
+
+def test_what_is_kept_is_said_when_a_sort_fails(folder: Path, tmp_path: Path) -> None:
+    """The result cannot be saved: a folder is where a file of it should be."""
+    (tmp_path / "out" / "spikes.npz" / "in the way").mkdir(parents=True)
+    done = sortcore("sort", folder, "--out", tmp_path / "out", "--work", tmp_path / "work", "--overwrite", "--device", "cpu", "--quiet")
+    assert done.exit_code == 1 and "Error:" in done.output
+    assert f"What was finished is kept in {tmp_path / 'work'}" in done.output and list((tmp_path / "work").glob("*/deconvolve-*"))
 
 
 @pytest.mark.parametrize("arguments, words, code", [

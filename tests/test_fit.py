@@ -175,16 +175,20 @@ def test_a_unit_centred_on_another_of_its_extrema_is_not_a_second_unit():
     shape[1] = np.roll(shape[0], 8, axis=1)  # the same, centred on its other extremum
     matcher = matching.prepare(unit_norm(shape), stage.first_priors(10 * shape, np.array([90, 50]), 10.0), FS, 1)
 
-    def group(waveform, n, seed):
-        rng = np.random.default_rng(seed)
-        features = (waveform @ matcher.basis.T)[None] + 0.1 * rng.standard_normal((n, 4, len(matcher.basis)))
-        return Group(np.sort(rng.integers(0, 300_000, n)), np.full(n, 10, np.float32), features.astype(np.float32), np.arange(4))
+    train = 60 * np.arange(5000) + 20  # one cell that fires every 2 ms, half of its spikes taken for another
 
-    large, small = group(10 * shape[0], 90, 0), group(10 * shape[1], 50, 1)
+    def group(waveform, samples):
+        rng = np.random.default_rng(len(samples))
+        features = (waveform @ matcher.basis.T)[None] + 0.1 * rng.standard_normal((len(samples), 4, len(matcher.basis)))
+        return Group(samples, np.full(len(samples), 10, np.float32), features.astype(np.float32), np.arange(4))
+
+    large, small = group(10 * shape[0], np.delete(train, slice(None, None, 3))), group(10 * shape[1], train[::3] - 8)
     assert stage.realigned([small, large], matcher, FS) == [large]
-    faint = group(3 * shape[1], 50, 2)
+    faint = group(3 * shape[1], train[::3] - 8)
     assert stage.realigned([large, faint], matcher, FS) == [large, faint], "of another size"
-    twin = group(10 * shape[0], 50, 3)
+    other = group(10 * shape[1], np.sort(np.random.default_rng(1).integers(0, 300_000, 1500)))
+    assert stage.realigned([large, other], matcher, FS) == [large, other], "another cell: it fires when the first has just fired"
+    twin = group(10 * shape[0], train[::3])
     assert stage.realigned([large, twin], matcher, FS) == [large, twin], "at no lag: whether they are one is asked elsewhere"
 
 

@@ -15,17 +15,17 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     {"errors", "types", "version"},
     {"recording", "progress", "workers", "numerics", "medians", "probes", "cluster", "groups", "spectra", "matching", "moving", "bank",
-     "follow", "sample", "settings", "optional", "ephys.config", "optical.foreign",
+     "follow", "sample", "archive", "steps", "remote", "settings", "optional", "ephys.config", "optical.foreign",
      "optical.reading", "optical.tails", "optical.kernels", "optical.kernel", "optical.ar1", "optical.ar2"},
     {"model", "reference", "cells", "simulate", "metrics", "metrics.sorting", "metrics.trains",
      "metrics.distances", "metrics.intervals", "optical.indicator", "optical.simulate"},
     {"<stage>"},
-    {"ephys.conclude", "ephys.pipeline", "optical.calcium"},
-    {"export", "archive", "phy", "panels", "plots", "plots_probe", "report", "optical.saving", "optical.plots"},
+    {"ephys.conclude", "ephys.kept", "ephys.pipeline", "optical.calcium"},
+    {"export", "phy", "panels", "plots", "plots_probe", "report", "optical.saving", "optical.plots"},
 )
 # The package's front doors gather public names and are imported by no module of the engine.
 DOORS = {"", "ephys", "optical"}
-OUTSIDE = {"torch", "numpy", "scipy", "numba", "tqdm", "matplotlib", "triton", "tomli", "tomllib"}
+OUTSIDE = {"torch", "numpy", "scipy", "numba", "tqdm", "matplotlib", "triton", "tomli", "tomllib", "threadpoolctl"}
 
 
 def module_name(path: Path) -> str:

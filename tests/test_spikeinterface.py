@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,12 @@ import pytest
 import spikeinterface as si
 import spikeinterface.sorters as ss
 from helpers_result import planted
+from spikeinterface.sorters import launcher
 
 import sorters
 from sortcore import SortConfig
 from sortcore.errors import ConfigError, ProbeError, RecordingError
-from sortcore.export import save_result
+from sortcore.export import load_result, save_result
 from sortcore.metrics import compare, spike_trains
 from sortcore.recording import Recording
 from sortcore.simulate import Simulation
@@ -297,6 +300,77 @@ def test_jobs_give_the_same_spikes_by_every_engine(recording: si.BaseRecording, 
     for sorting in sortings:
         np.testing.assert_array_equal(sorting.to_spike_vector(), expected.to_spike_vector())
         np.testing.assert_array_equal(sorting.get_property("label"), expected.get_property("label"))
+
+
+def test_jobs_give_the_same_spikes_by_dask(recording: si.BaseRecording, sorted_folder: Path, tmp_path: Path) -> None:
+    """In another process that knows nothing of us, two at once in its threads."""
+    distributed = pytest.importorskip("distributed")
+    jobs = [{"sorter_name": "sortcore", "recording": recording, "folder": tmp_path / str(i), "device": "cpu"} for i in range(2)]
+    with (distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=":0", silence_logs=50) as cluster,
+          distributed.Client(cluster) as client):
+        ss.run_sorter_jobs(jobs, engine="dask", engine_kwargs={"client": client})
+    expected = ss.read_sorter_folder(sorted_folder).to_spike_vector()
+    for job in jobs:
+        np.testing.assert_array_equal(ss.read_sorter_folder(job["folder"]).to_spike_vector(), expected)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="slurm is of Unix")
+def test_the_script_for_slurm_sorts(recording: si.BaseRecording, sorted_folder: Path, tmp_path: Path,
+                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sbatch` here starts the script as a program of its own, as slurm does on another machine."""
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text('#!/bin/sh\nfor last; do :; done\necho "$@"\nexec "$last"\n')
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    job = {"sorter_name": "sortcore", "recording": recording, "folder": tmp_path / "out", "device": "cpu", "seed": 0}
+    ss.run_sorter_jobs([job], engine="slurm", engine_kwargs={"tmp_script_folder": tmp_path / "scripts", "sbatch_args": {"mem": "2G"}})
+    script = (tmp_path / "scripts" / "si_script_0.py").read_text()
+    assert script.startswith(f"#! {sys.executable}\n") and "import sorters" in script and 'sorter_name="sortcore"' in script
+    expected = ss.read_sorter_folder(sorted_folder).to_spike_vector()
+    np.testing.assert_array_equal(ss.read_sorter_folder(tmp_path / "out").to_spike_vector(), expected)
+
+
+def test_the_script_for_slurm_tells_of_every_contact(tmp_path: Path) -> None:
+    """numpy prints neither all values of a large array nor all their digits."""
+    positions = np.stack([np.zeros(400), np.arange(400) + np.pi], axis=1)
+    np.zeros((1000, 400), "int16").tofile(tmp_path / "raw.bin")
+    wide = si.read_binary(tmp_path / "raw.bin", 30000.0, "int16", 400, gain_to_uV=1.0, offset_to_uV=0.0)
+    wide.set_probe(probe_at(positions))
+    script = launcher._slurm_script.format(python=sys.executable, recording_dict=wide.to_dict(), kwargs_txt="")
+    names: dict = {}
+    exec(script.partition("kwargs = dict")[0], names)
+    np.testing.assert_array_equal(si.load(names["rec_dict"]).get_channel_locations(), positions)
+
+
+def test_a_stopped_sort_goes_on_in_its_folder(recording: si.BaseRecording, sorted_folder: Path, tmp_path: Path) -> None:
+    """Killed by SIGKILL as soon as it has kept something, then run again by the same call."""
+    recording.dump(tmp_path / "recording.json")
+    code = ("import sorters, sys, spikeinterface as si; from spikeinterface.sorters import run_sorter; "
+            "run_sorter('sortcore', si.load(sys.argv[1]), folder=sys.argv[2], device='cpu')")
+    process = subprocess.Popen([sys.executable, "-c", code, tmp_path / "recording.json", tmp_path / "out"],
+                               env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)})
+    work = tmp_path / "out" / "sorter_output" / "work"
+    while not list(work.glob("*/initialize-*.npz")) and process.poll() is None:
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -9
+    kept = {p.name for p in work.glob("*/*.npz")}
+    sorting = ss.run_sorter("sortcore", recording, folder=tmp_path / "out", device="cpu")
+    np.testing.assert_array_equal(sorting.to_spike_vector(), ss.read_sorter_folder(sorted_folder).to_spike_vector())
+    assert len(kept) >= 4 and not work.exists(), "it is of no more use"
+    seconds = load_result(tmp_path / "out" / "sorter_output" / "result").timings_s
+    assert seconds["detect"] < 0.3 * seconds["fit"], "the detector was kept"
+    with pytest.raises(ValueError, match="already exists"):
+        ss.run_sorter("sortcore", recording, folder=tmp_path / "out", device="cpu")
+
+
+def test_a_work_folder_serves_several_sorts(recording: si.BaseRecording, tmp_path: Path) -> None:
+    for i in range(2):
+        ss.run_sorter("sortcore", recording, folder=tmp_path / str(i), device="cpu", work_folder=str(tmp_path / "work"), min_snr=5.0 + i)
+    first, second = (load_result(tmp_path / str(i) / "sorter_output" / "result").timings_s for i in range(2))
+    assert second["fit"] < 0.2 * first["fit"]
 
 
 @pytest.mark.filterwarnings("ignore:.*spikeinterface.*:UserWarning")

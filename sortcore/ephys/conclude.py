@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from sortcore.ephys import curate
+from sortcore.ephys import background, curate
 from sortcore.ephys.config import SortConfig
 from sortcore.ephys.waveforms import mean_waveforms
 from sortcore.matching import Matcher
@@ -29,6 +29,7 @@ def conclude(recording: Recording, learned: Preprocessing, matcher: Matcher | Mo
     """Waveforms in microvolts, the unit table and the model, from the spikes that were found; timings are left open."""
     n_samples = sum(recording.segment_lengths)
     k, still = len(priors.amp_mean), matcher.reference
+    spikes = spikes.select(background.own(spikes, still, recording.fs, config.curate.min_probability))
     slack = int(TROUGH_REACH_MS * recording.fs / 1000)
     averages = mean_waveforms(recording, learned, at_home(spikes, matcher, recording.fs), k, before + slack, after + slack)
     shifts, templates_uv = at_trough(averages, before, after, slack)

@@ -76,6 +76,7 @@ class PursuitConfig(Checked):
 
 @dataclass(frozen=True)
 class CurateConfig(Checked):
+    min_probability: float = setting(0.5, "a spike less probable to be of its unit, and no background, is left out", "probability", 0.0, 1.0)
     refractory_ms: float = setting(1.5, "no cell fires twice within this time", "ms", 0.1, 20.0)
     max_contamination: float = setting(0.2, "a good unit's contamination stays under this", "share", 0.0, 1.0)
     max_missed: float = setting(0.18, "a good unit misses fewer of its spikes than this", "share", 0.0, 1.0)

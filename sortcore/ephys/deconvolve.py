@@ -20,7 +20,7 @@ from sortcore.moving import MovingMatcher
 from sortcore.progress import Track, silent
 from sortcore.recording import Chunk, chunks
 from sortcore.types import Spikes
-from sortcore.workers import in_order
+from sortcore.workers import over_recording
 
 DEAD_MS = 0.5  # a unit fires at most once in this time
 EDGE = 3  # samples beyond its own that a chunk reports
@@ -33,7 +33,7 @@ def deconvolve(whitened: Callable[[Chunk], torch.Tensor], segment_lengths: tuple
     size = max(config.chunk_samples(fs, matcher.n_channels), 20 * d)
     pieces = list(chunks(segment_lengths, size))
     dead = max(1, int(DEAD_MS * fs / 1000))
-    found = in_order(lambda c: chunk_spikes(whitened, c, matcher.at(0.5 * (c.start + c.stop) / fs), trough, dead), pieces)
+    found = over_recording(lambda c: chunk_spikes(whitened, c, matcher.at(0.5 * (c.start + c.stop) / fs), trough, dead), pieces)
     return once(Spikes.concatenate(list(track(found, stage, len(pieces)))), dead)
 
 

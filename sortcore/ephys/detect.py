@@ -20,13 +20,14 @@ from sortcore.numerics import BLOCK, correlate, unit_norm
 from sortcore.progress import Track, silent
 from sortcore.recording import Chunk, chunks
 from sortcore.types import Detections, Probe
-from sortcore.workers import in_order
+from sortcore.workers import in_order, over_recording
 
 GATE = 3.0  # a sample is looked at only where one channel alone scores this much
 SIZES_UM = (0.0, 20.0, 45.0)  # spatial profiles: one channel, and Gaussians of these widths
 LOWEST_THRESHOLD = 3.0  # of the detector on simulated noise
 N_PROTOTYPES = 4
 CHUNK_SECONDS = 0.25  # worked on at once: short, so that memory is used again rather than asked for anew
+OWN = threading.local()
 SEED_SD = 5.0  # single-channel troughs beyond this teach the prototypes
 
 
@@ -120,21 +121,30 @@ def detect_all(x: torch.Tensor, bank: Bank, threshold: float, config: DetectConf
     length, size = bank.prototypes.shape[1], int(CHUNK_SECONDS * fs)
     margin = 4 * length  # farther than chains of events within each other's dead time reach
     pieces = list(chunks((max(x.shape[1] - length + 1, 0),), size))
-    own_memory = threading.local()
+    most = len(x) * len(bank.prototypes) * (size + 2 * margin + BLOCK)
 
-    def look(c: Chunk) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        low, high = max(c.first, c.start - margin), min(c.last, c.stop + margin)
-        if not hasattr(own_memory, "space"):
-            own_memory.space = torch.empty(len(x) * len(bank.prototypes) * (size + 2 * margin + BLOCK))
-        d = detect(x[:, low : high + length - 1].to(torch.float32), bank, threshold, config, fs, positions_um, own_memory.space)
+    def look(piece: tuple[Chunk, int, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        c, low, part = piece
+        d = detect(torch.from_numpy(part).to(torch.float32), bank, threshold, config, fs, positions_um, own_memory(most))
         scored = d.samples + low - bank.trough
         own = (scored >= c.start) & (scored < c.stop)
         return d.samples[own] + low, d.channels[own], d.scores[own]
 
-    found = list(track(in_order(look, pieces), "detect", len(pieces)))
+    def piece(c: Chunk) -> tuple[Chunk, int, np.ndarray]:
+        low, high = max(c.first, c.start - margin), min(c.last, c.stop + margin)
+        return c, low, x[:, low : high + length - 1].numpy(force=True)  # a view, not a copy, but all that travels
+
+    found = list(track(over_recording(look, [piece(c) for c in pieces]), "detect", len(pieces)))
     if not found:
         return Detections(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
     return Detections(*(np.concatenate(part) for part in zip(*found, strict=True)))
+
+
+def own_memory(most: int) -> torch.Tensor:
+    """Memory of at least `most` values that this thread has for itself: the system takes long to give new."""
+    if getattr(OWN, "space", None) is None or len(OWN.space) < most:
+        OWN.space = torch.empty(most)
+    return OWN.space
 
 
 @numba.njit(cache=True, nogil=True)

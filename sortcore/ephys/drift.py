@@ -21,7 +21,7 @@ from sortcore.progress import Track, silent
 from sortcore.recording import Chunk, chunks
 from sortcore.sample import Sample, Whitened
 from sortcore.types import Detections, Motion, Preprocessing, Probe
-from sortcore.workers import in_order
+from sortcore.workers import in_order, over_recording
 
 Look = Callable[[torch.Tensor], Detections]  # the events of x (N, T) whitened
 
@@ -90,7 +90,7 @@ def scan(whitened: Whitened, segment_lengths: tuple[int, ...], learned: Preproce
         events = look(x)
         return times[events.samples], *places(x.numpy(), events.samples, events.channels, learned, unwhitening)
 
-    found = track(in_order(see, pieces), stage, len(pieces))
+    found = track(over_recording(see, pieces), stage, len(pieces))
     times, depths, sizes = (np.concatenate(part) for part in zip(*found, strict=True))
     return times, depths, sizes
 

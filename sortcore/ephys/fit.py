@@ -30,7 +30,7 @@ from sortcore.bank import (
 )
 from sortcore.ephys.config import FitConfig, PursuitConfig
 from sortcore.follow import Follower
-from sortcore.groups import MERGE_COSINE, Back, Displaced, Group, full_mean, merged, split, trimmed_mean
+from sortcore.groups import MERGE_COSINE, Back, Displaced, Group, full_mean, merged, refractory, split, trimmed_mean
 from sortcore.matching import Matcher
 from sortcore.moving import MovingMatcher, moving_matcher
 from sortcore.numerics import moved_by, nearest_channels, unit_norm
@@ -168,7 +168,7 @@ def needed(sweep: Sweep, x: torch.Tensor, matcher: Matcher | MovingMatcher, fs: 
     def worth(k: int, starts: np.ndarray) -> float:
         now = matcher.at(0.0 if follower is None else float(follower.times_s[starts[0]]))
         windows = [x[:, max(0, t - 2 * d) : t + 3 * d].to(torch.float32) for t in starts.tolist()]
-        score = matching.scores(now, torch.cat(windows, dim=1)).numpy()
+        score = matching.scores_near(now, torch.cat(windows, dim=1), k).numpy()
         score[gone] = matching.DEAD
         with_it = matching.match(now, score.copy(), dead).scores.sum()
         score[k] = matching.DEAD
@@ -231,7 +231,8 @@ def regroup(sweep: Sweep, matcher: Matcher, fs: float, last: bool, min_spikes: i
 
 
 def realigned(groups: list[Group], matcher: Matcher, fs: float) -> list[Group]:
-    """Groups without those that are a larger one centred on another of its extrema: alike, but only at a lag.
+    """Groups without those that are a larger one centred on another of its extrema: alike, but only at a lag, and never firing
+    within its refractory period.
 
     The larger finds the spikes of both when the data are next pursued; if they are two after all, the residual says so.
     """
@@ -244,8 +245,10 @@ def realigned(groups: list[Group], matcher: Matcher, fs: float) -> list[Group]:
     norm, left = priors.amp_mean, np.ones(len(groups), bool)
     off_centre = (abs(lag) > OFF_CENTRE_MS * fs / 1000) & (abs(lag) < matcher.n_samples // 3) & (cosine > MERGE_COSINE)
     for i in np.argsort(-counts, kind="stable"):
-        if left[i]:
-            left &= ~(off_centre[i] & (counts < counts[i]) & (norm > norm[i] / 2) & (norm < norm[i] * 2))
+        if not left[i]:
+            continue
+        for j in np.flatnonzero(left & off_centre[i] & (counts < counts[i]) & (norm > norm[i] / 2) & (norm < norm[i] * 2)):
+            left[j] = not refractory(groups[i].samples + lag[i, j], groups[j].samples, fs)
     return [g for g, stays in zip(groups, left, strict=True) if stays]
 
 

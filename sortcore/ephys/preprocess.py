@@ -26,6 +26,7 @@ SPIKE_SD = 4.0  # a sample beyond this many standard deviations is taken for a s
 ARTIFACT_MS = 1.5  # masked on either side of an artefact
 SHANK_WIDE_SD = 8.0  # beyond this on most of a shank at one sample is no spike
 SHANK_WIDE_FROM = 16  # contacts a shank must have for that test
+BAND = 64  # channels whitened in space by one product
 THIN = 5  # every fifth sample is enough for a median
 MEDIAN_FROM_CHANNELS = 32  # below that a common median takes away too much of a spike
 
@@ -198,7 +199,7 @@ class Whitener:
         self.preprocessing, self.device = p, device
         self.margin = p.margin
         self.taps = torch.from_numpy(p.taps).to(device)
-        self.whitening = torch.from_numpy(p.whitening).to(device)
+        self.bands = [(rows, columns, torch.from_numpy(p.whitening[rows, columns]).to(device)) for rows, columns in bands(p.whitening)]
         self.gain = torch.from_numpy(p.gain_uv.astype(np.float32)).to(device)[:, None]
         self.offset = torch.from_numpy(p.offset.astype(np.float32)).to(device)[:, None]
         self.artifact = torch.from_numpy(p.artifact_sd.astype(np.float32)).to(device)[:, None]
@@ -212,7 +213,14 @@ class Whitener:
         """(N, T) whitened samples of a chunk, float32."""
         wide = Chunk(chunk.start - self.reach, chunk.stop + self.reach, chunk.first, chunk.last)
         x = fft_filter(self.referenced(read_padded(recording, wide, self.margin)), self.taps)
-        return self.masked(self.whitening @ x)[:, self.reach : x.shape[1] - self.reach].contiguous()
+        return self.masked(self.in_space(x))[:, self.reach : x.shape[1] - self.reach].contiguous()
+
+    def in_space(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, T) whitened in space; only neighbouring channels are multiplied, so that cost grows with N and not its square."""
+        out = torch.empty_like(x)
+        for rows, columns, product in self.bands:
+            torch.mm(product, x[columns], out=out[rows])
+        return out
 
     def referenced(self, stored: np.ndarray) -> torch.Tensor:
         """(N, T) microvolts of the used channels, without the common reference, from stored values (T, n_recorded)."""
@@ -252,6 +260,16 @@ class Whitener:
             return x
         spread = torch.nn.functional.max_pool1d(wrong.to(torch.float32), 2 * self.reach + 1, stride=1, padding=self.reach)
         return torch.where(spread > 0, torch.zeros_like(x), x)
+
+
+def bands(whitening: np.ndarray) -> list[tuple[slice, slice]]:
+    """Runs of channels, and for each the range of channels that they are whitened by."""
+    out = []
+    for first in range(0, len(whitening), BAND):
+        rows = slice(first, min(first + BAND, len(whitening)))
+        used = np.flatnonzero(whitening[rows].any(axis=0))
+        out.append((rows, slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 1)))
+    return out
 
 
 def median_of_rows(x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,113 @@
+"""Which of a unit's spikes are background: what noise and the many small, far cells make of its waveform, and what larger
+spikes leave behind.
+
+Scores x of a unit's spikes, as far as they exceed the threshold t, are a mixture of the unit itself and of a background
+that falls off within a noise standard deviation or less,
+
+    p(x) = w N(x; mu, s) / P(N > t) + (1 - w) exp(-(x - t) / tau) / tau,      x > t,
+
+fitted by maximum likelihood, and believed where it beats the unit alone by more than its parameters cost (BIC). A pursuit
+cannot tell the two, for it takes all that is not a known unit for Gaussian noise; the distribution of scores can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit, log_ndtr
+
+from sortcore.matching import Matcher
+from sortcore.types import Spikes
+from sortcore.workers import in_order
+
+TAU = (0.15, 0.8)  # noise standard deviations that the background may fall off within
+FEWEST = 20  # spikes that tell a distribution
+FAR = 12.0  # sd above the threshold: the median of units that no background reaches
+BIN = 0.2
+LEFTOVER_MS = 0.7  # of a spike at least LARGER times as large, in which
+LARGER = 2.0
+SMALL = 0.5  # of its unit's median, and
+OUTLYING = 4.0  # standard deviations below it, a spike is what the larger one left behind
+
+
+def own(spikes: Spikes, matcher: Matcher, fs: float, least: float) -> np.ndarray:
+    """(S,) whether each spike, in order of time, is its unit's own: at least so probable, and no leftover of a larger spike."""
+    kept = np.flatnonzero(probability(spikes, matcher) >= least)
+    out = np.zeros(len(spikes), bool)
+    out[kept] = ~leftover(spikes.select(kept), fs)
+    return out
+
+
+def probability(spikes: Spikes, matcher: Matcher) -> np.ndarray:
+    """(S,) probability of each spike to be of its unit and no background."""
+    mean, precision, groups = matcher.amp_mean, matcher.amp_precision, by_unit(spikes, len(matcher.amp_mean))
+
+    def of_unit(k: int) -> np.ndarray:
+        shrunk = spikes.amplitudes[groups[k]].astype(np.float64)  # towards the unit's mean, by the prior
+        return unit_probability((1 + precision[k]) * shrunk - precision[k] * mean[k], float(matcher.threshold[k]))
+
+    out = np.ones(len(spikes))
+    for group, p in zip(groups, in_order(of_unit, range(len(groups))), strict=True):
+        out[group] = p
+    return out
+
+
+def unit_probability(scores: np.ndarray, threshold: float) -> np.ndarray:
+    """(S,) probability of each score of one unit's spikes to be its own."""
+    sure = np.ones(len(scores))
+    if len(scores) < FEWEST or np.median(scores) > threshold + FAR:
+        return sure
+    above = np.maximum(scores - min(threshold, scores.min()), 0.0)
+    edges = np.arange(0.0, above.max() + BIN, BIN)
+    counts, x = np.bincount((above / BIN).astype(int), minlength=len(edges)).astype(float), np.arange(len(edges)) * BIN + BIN / 2
+    middle = float(np.median(above))
+    width = np.log(1.4826 * np.median(np.abs(above - middle)) + 0.3)
+    alone = descend(lambda q: -counts @ log_unit(x, q[0], np.exp(q[1])), [middle, width])
+    mixed = descend(lambda q: -counts @ np.logaddexp(*log_parts(x, q)), [middle, width, 1.0, 0.0])
+    mean, std = mixed[0][0], np.exp(mixed[0][1])
+    if alone[1] - mixed[1] < np.log(len(scores)) or mean < std:  # two more parameters; or a unit that is hardly above the threshold
+        return sure
+    itself, background = log_parts(above, mixed[0])
+    return np.where(above > mean, 1.0, expit(itself - background))
+
+
+def log_unit(x: np.ndarray, mean: float, std: float) -> np.ndarray:
+    """Log density of a Gaussian cut off below zero."""
+    return -0.5 * ((x - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi) - log_ndtr(mean / std)
+
+
+def log_parts(x: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log of the weighted densities of unit and background, for q = (mean, log std, logit of the unit's share, logit of tau's range)."""
+    tau = TAU[0] + (TAU[1] - TAU[0]) * expit(q[3])
+    share = np.clip(expit(q[2]), 1e-9, 1 - 1e-9)
+    return np.log(share) + log_unit(x, q[0], np.exp(np.clip(q[1], -2.0, 4.0))), np.log(1 - share) - x / tau - np.log(tau)
+
+
+def descend(loss: Callable[[np.ndarray], float], start: list[float]) -> tuple[np.ndarray, float]:
+    first = np.vstack([np.zeros(len(start)), 0.5 * np.eye(len(start))]) + start
+    found = minimize(loss, start, method="Nelder-Mead",
+                     options={"initial_simplex": first, "maxiter": 200 * len(start), "xatol": 0.01, "fatol": 0.01})
+    return found.x, float(found.fun)
+
+
+def leftover(spikes: Spikes, fs: float) -> np.ndarray:
+    """(S,) whether each spike is far smaller than its unit's are, and beside a much larger spike that it is a rest of."""
+    out, near = np.zeros(len(spikes), bool), int(LEFTOVER_MS * fs / 1000)
+    for group in by_unit(spikes, int(spikes.units.max(initial=-1)) + 1):
+        size = spikes.amplitudes[group]
+        if len(group) < FEWEST // 2:
+            continue
+        median = float(np.median(size))
+        spread = max(1.4826 * float(np.median(np.abs(size - median))), 1.0)
+        for i in group[size < min(median - OUTLYING * spread, SMALL * median)]:
+            low, high = np.searchsorted(spikes.samples, spikes.samples[i] + [-near, near + 1])
+            out[i] = spikes.amplitudes[low:high].max() > LARGER * spikes.amplitudes[i]
+    return out
+
+
+def by_unit(spikes: Spikes, n_units: int) -> list[np.ndarray]:
+    """The indices of each unit's spikes."""
+    order = np.argsort(spikes.units, kind="stable")
+    return np.split(order, np.searchsorted(spikes.units[order], np.arange(1, n_units))) if n_units else []

@@ -1,0 +1,109 @@
+"""Background beside a unit's spikes is told from them, and nothing is taken from units that have none."""
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from sortcore.ephys.background import leftover, own, probability, unit_probability
+from sortcore.matching import prepare
+from sortcore.numerics import unit_norm
+from sortcore.types import Priors, Spikes
+
+FS = 30000.0
+
+
+def planted(rng, n_own, mean, std, n_background, threshold=5.0, tau=0.4):
+    """Scores above a threshold, and whether each is the unit's own."""
+    own_scores = rng.normal(mean, std, n_own)
+    own_scores = own_scores[own_scores > threshold]
+    scores = np.r_[own_scores, threshold + rng.exponential(tau, n_background)]
+    return scores, np.arange(len(scores)) < len(own_scores)
+
+
+@pytest.mark.parametrize(("mean", "std", "n_background"), [(10.0, 1.3, 100), (8.0, 1.2, 400), (7.2, 1.1, 150)])
+def test_as_good_as_knowing_the_mixture(mean, std, n_background):
+    scores, true = planted(np.random.default_rng(1), 400, mean, std, n_background)
+    n_own = true.sum()
+    density = n_own * norm.pdf(scores, mean, std) / norm.sf(5.0, mean, std)
+    oracle = density > n_background * np.exp(-(scores - 5.0) / 0.4) / 0.4
+    found = unit_probability(scores, 5.0) > 0.5
+    assert (found != true).mean() <= (oracle != true).mean() + 0.03
+    assert (true & ~found).sum() < 0.15 * n_own
+
+
+def test_probabilities_are_right():
+    """Of the spikes given a probability near p, a share p is the unit's own."""
+    rng, p, true = np.random.default_rng(2), [], []
+    for _ in range(20):
+        scores, own_spike = planted(rng, 300, 7.5, 1.2, 300)
+        p.append(unit_probability(scores, 5.0))
+        true.append(own_spike)
+    p, true = np.concatenate(p), np.concatenate(true)
+    for low, high in ((0.0, 0.3), (0.3, 0.7), (0.7, 0.99)):
+        some = (p >= low) & (p < high)
+        assert some.sum() > 50
+        assert abs(p[some].mean() - true[some].mean()) < 0.12
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("mean", "std"), [(30.0, 3.0), (12.0, 1.5), (8.0, 1.2), (5.5, 1.2)])
+def test_a_clean_unit_keeps_its_spikes(seed, mean, std):
+    scores, _ = planted(np.random.default_rng(seed), 300, mean, std, 0)
+    assert (unit_probability(scores, 5.0) > 0.5).mean() > 0.98
+
+
+def test_a_bursting_unit_keeps_its_smaller_spikes():
+    rng = np.random.default_rng(3)
+    size = np.where(rng.random(500) < 0.3, 0.6, 1.0)
+    assert (unit_probability(16.0 * size * rng.normal(1, 0.08, 500) + rng.normal(0, 1, 500), 5.0) > 0.5).mean() > 0.99
+
+
+def test_few_spikes_tell_nothing():
+    scores, _ = planted(np.random.default_rng(0), 8, 10.0, 1.0, 8)
+    assert (unit_probability(scores, 5.0) == 1).all()
+    assert unit_probability(np.zeros(0), 5.0).shape == (0,)
+    assert (unit_probability(np.full(50, 7.0), 5.0) == 1).all()
+
+
+def matcher_of(rng, mean):
+    n = len(mean)
+    waveforms = unit_norm(rng.normal(size=(n, 3, 20)).astype(np.float32))
+    return prepare(waveforms, Priors(np.array(mean), 0.12 * np.array(mean), np.full(n, 3.0)), FS, 1)
+
+
+def spikes_of(samples, units, amplitudes):
+    order = np.argsort(samples, kind="stable")
+    n = len(samples)
+    return Spikes(np.asarray(samples)[order], np.zeros(n, np.float32), np.asarray(units)[order], np.asarray(amplitudes, np.float32)[order],
+                  np.ones(n, np.float32))
+
+
+def test_scores_are_found_again_from_shrunk_amplitudes():
+    rng = np.random.default_rng(4)
+    matcher = matcher_of(rng, [9.0, 40.0])
+    scores, true = planted(rng, 300, 9.0, 1.2, 150, threshold=float(matcher.threshold[0]))
+    p = float(matcher.amp_precision[0])
+    amplitudes = np.r_[(scores + p * 9.0) / (1 + p), rng.normal(40, 3, 100)]
+    units = np.r_[np.zeros(len(scores), int), np.ones(100, int)]
+    spikes = spikes_of(np.sort(rng.integers(0, 3_000_000, len(units))), units, amplitudes)
+    found = probability(spikes, matcher) > 0.5
+    assert (found[: len(scores)] == true).mean() > 0.96
+    assert found[len(scores) :].all()
+    assert np.array_equal(own(spikes, matcher, FS, 0.5), found & ~leftover(spikes, FS))
+
+
+def test_what_a_larger_spike_leaves_is_no_spike():
+    rng = np.random.default_rng(5)
+    times = np.arange(1, 201) * 3000
+    large, small = np.full(200, 90.0), rng.normal(30, 2, 200)
+    units = np.repeat([0, 1, 1], [200, 200, 200])
+    rests = spikes_of(np.r_[times, times + 1500, times[:40] + 6], units[:440], np.r_[large, small, np.full(40, 11.0)])
+    assert rests.amplitudes[leftover(rests, FS)].tolist() == [11.0] * 40
+    bursting = spikes_of(np.r_[times, times + 1500, times + 1620], units, np.r_[large, small, small / 2])
+    assert not leftover(bursting, FS).any()
+    colliding = spikes_of(np.r_[times, times + 6], units[:400], np.r_[large, small])
+    assert not leftover(colliding, FS).any()
+
+
+def test_no_spikes():
+    assert own(Spikes.empty(), matcher_of(np.random.default_rng(0), [9.0]), FS, 0.5).shape == (0,)
