@@ -231,15 +231,18 @@ def calcium(
     fs: Annotated[float | None, typer.Option(help="Frames per second, where the file does not say.")] = None,
     tau_rise: Annotated[float | None, typer.Option(help="Rise time in seconds; estimated if not given.")] = None,
     tau_decay: Annotated[float | None, typer.Option(help="Decay time in seconds; estimated if not given.")] = None,
+    neuropil: Annotated[bool, typer.Option(help="Subtract the neuropil, where the file has it, by each cell's own coefficient.")] = True,
+    false_positives: Annotated[float, typer.Option(help="Rate in Hz at which noise alone may pass for a spike.")] = 0.01,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Infer spiking activity from calcium traces: activity, fit and baseline as .npy, what was estimated as estimates.csv."""
+    """Infer spikes from calcium traces: activity, fit and baseline as .npy, spikes.npz, estimates.csv, a picture."""
     with reported(debug):
         from sorters.calcium import deconvolve_file
 
-        say(deconvolve_file(traces, fs, out, tau_rise, tau_decay, overwrite=overwrite, quiet=quiet))
+        say(deconvolve_file(traces, fs, out, tau_rise, tau_decay, overwrite=overwrite, quiet=quiet, neuropil=neuropil,
+                            false_positives=false_positives))
 
 
 @app.command("install-hook")

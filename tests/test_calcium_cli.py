@@ -5,6 +5,8 @@ import pytest
 from typer.testing import CliRunner
 
 import sortcore as sc
+from sortcore.optical.saving import load_events
+from sortcore.optical.simulate import simulate_calcium
 from sorters.cli import app
 
 
@@ -17,6 +19,10 @@ def test_traces_become_activity(tmp_path, suffix):
     assert done.exit_code == 0, done.output
     expected = sc.infer_calcium(y, 30.0)
     np.testing.assert_allclose(np.load(tmp_path / "out" / "activity.npy"), expected.activity, atol=1e-5)
+    events = load_events(tmp_path / "out" / "spikes.npz")
+    assert len(events) and set(events.cells) <= {0, 1}
+    np.testing.assert_allclose(events.sizes, expected.activity[events.cells, events.frames], atol=1e-5)
+    assert (tmp_path / "out" / "traces.png").stat().st_size > 10_000
     table = np.genfromtxt(tmp_path / "out" / "estimates.csv", delimiter=",", names=True)
     np.testing.assert_allclose(table["tau_decay_s"], expected.tau_decay_s, rtol=1e-6)
 
@@ -41,3 +47,20 @@ def test_a_suite2p_folder_tells_its_rate_and_a_plain_file_is_asked_for_it(tmp_pa
     np.save(tmp_path / "plain.npy", y)
     done = CliRunner().invoke(app, ["calcium", str(tmp_path / "plain.npy"), "--out", str(tmp_path / "other"), "--quiet"])
     assert done.exit_code == 2 and "--fs" in done.output
+
+
+def test_neuropil_is_subtracted_where_the_file_has_it(tmp_path):
+    made = simulate_calcium(2, 120.0, 20.0, seed=1)
+    around = 0.5 + np.convolve(np.random.default_rng(2).standard_normal(made.traces.shape[1] + 99), np.ones(100) / 10, "valid")
+    neuropil = np.tile(around, (2, 1)).astype(np.float32)
+    folder = tmp_path / "plane0"
+    folder.mkdir()
+    np.save(folder / "F.npy", (100 * (1 + made.traces) + 60 * neuropil).astype(np.float32))
+    np.save(folder / "Fneu.npy", 100 * neuropil)
+    np.save(folder / "ops.npy", {"fs": 20.0})
+    for flag, name in (("--neuropil", "with"), ("--no-neuropil", "without")):
+        done = CliRunner().invoke(app, ["calcium", str(folder), "--out", str(tmp_path / name), "--quiet", flag])
+        assert done.exit_code == 0, done.output
+    coefficients = np.genfromtxt(tmp_path / "with" / "neuropil.csv", skip_header=1)
+    np.testing.assert_allclose(coefficients, 0.6, atol=0.15)
+    assert not (tmp_path / "without" / "neuropil.csv").exists()
