@@ -51,14 +51,14 @@ def draw_frame_rate(rng: np.random.Generator) -> float:
 
 
 def draw_cell(rng: np.random.Generator) -> Cell:
-    """Three in four are principal cells; the others fire fast, smoothly and with small spikes."""
-    if rng.random() < 0.75:
+    """Two in three are principal cells; the others fire fast, smoothly and with small spikes."""
+    if rng.random() < 0.65:
         rate, fluctuation = between(rng, 0.05, 12), rng.uniform(0, 2.2)
         bursting = rng.uniform(0, 0.75) if rng.random() < 0.5 else 0.0
         size_range = (0.01, 1.0)
     else:
-        rate, fluctuation, bursting = between(rng, 2, 40), rng.uniform(0.2, 2.0), 0.0
-        size_range = (0.003, 0.2)
+        rate, fluctuation, bursting = between(rng, 1, 50), rng.uniform(0.2, 2.0), 0.0
+        size_range = (0.003, 0.15)
     decay = between(rng, 0.08, 3.0)
     rise = min(between(rng, 0.004, 0.4), 0.5 * decay)
     hill, half, resting, size = draw_response(rng, size_range)
@@ -134,9 +134,9 @@ def draw_baseline(rng: np.random.Generator, n_frames: int, fs: float, noise: flo
     out = np.full(n_frames, rng.uniform(-0.05, 0.5))
     scale = max(noise, min(size, 0.3))
     if rng.random() < 0.7:
-        out += wave(rng, n_frames, 1 / (fs * between(rng, 10, 100))) * scale * rng.uniform(0, 1.5)
-    if rng.random() < 0.6:
-        out += wave(rng, n_frames, 1 / (fs * between(rng, 0.1, 3))) * rng.uniform(0, 0.6) * (noise if rng.random() < 0.5 else scale)
+        out += wave(rng, n_frames, 1 / (fs * between(rng, 15, 150))) * scale * rng.uniform(0, 1.2)
+    if rng.random() < 0.4:
+        out += wave(rng, n_frames, 1 / (fs * between(rng, 0.1, 3))) * rng.uniform(0, 0.5) * (noise if rng.random() < 0.5 else scale)
     if rng.random() < 0.3:
         out += rng.uniform(-0.3, 0.8) * np.exp(-np.arange(n_frames) / (fs * between(rng, 10, 200)))
     if rng.random() < 0.3:
@@ -160,5 +160,5 @@ def draw_trace(rng: np.random.Generator, n_frames: int) -> tuple[np.ndarray, np.
     fs, cell = draw_frame_rate(rng), draw_cell(rng)
     light, counts = fire(rng, n_frames, fs, tuple(vars(cell).values()), between(rng, 0.2, 5))
     level = between(rng, 0.2, 4) if rng.random() < 0.85 else between(rng, 2, 9)
-    noise = min(level * np.sqrt(fs) / 95.4, 0.12 * 12 * max(cell.size, float(light.std()) / 2))
+    noise = min(level * np.sqrt(fs) / 95.4, 1.5 * max(cell.size, float(light.std()) / 2))
     return light + draw_baseline(rng, n_frames, fs, noise, cell.size) + noise * draw_noise(rng, light), counts, fs

