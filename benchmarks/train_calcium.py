@@ -214,8 +214,8 @@ def scores(recordings: Sequence[Recording], weights: Path) -> list[dict]:
     for one in recordings:
         found = net.infer_network(one.dff, one.fs, weights=weights)
         edge = math.ceil(one.fs)
-        pair = [gaussian_filter1d(v, SMOOTH_S * one.fs, mode="nearest")[edge:-edge] for v in (np.nan_to_num(found.expected[0]), one.counts)]
-        cells.setdefault((one.dataset, one.neuron), []).append((*pair, found.total[0], one.counts.sum(), found.gain_variance[0]))
+        pair = [gaussian_filter1d(v, SMOOTH_S * one.fs, mode="nearest")[edge:-edge] for v in (np.nan_to_num(found.expected), one.counts)]
+        cells.setdefault((one.dataset, one.neuron), []).append((*pair, found.total, one.counts.sum(), found.gain_variance))
     rows = []
     for (dataset, neuron), parts in cells.items():
         predicted, true = (np.concatenate([part[i] for part in parts]) for i in (0, 1))

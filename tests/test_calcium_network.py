@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from scipy.stats import nbinom
 
-from sortcore.errors import ConfigError, RecordingError
+from sortcore.errors import ModelError
 from sortcore.optical import network as net
 from sortcore.optical.network import infer_network
 
@@ -39,7 +39,7 @@ def test_planted_spikes_are_found_at_any_frame_rate_and_decay(fs: float, decay: 
 
 def test_activity_is_at_the_time_of_the_spikes() -> None:
     trace, counts = planted(0, seconds=200.0)
-    found = gaussian_filter1d(infer_network(trace, 30.0).expected[0], 2)
+    found = gaussian_filter1d(infer_network(trace, 30.0).expected, 2)
     lags = range(-6, 7)
     r = [np.corrcoef(np.roll(found, -lag)[30:-30], gaussian_filter1d(counts, 2)[30:-30])[0, 1] for lag in lags]
     assert abs(lags[int(np.argmax(r))]) <= 1
@@ -57,8 +57,8 @@ def test_a_batch_is_each_trace_by_itself() -> None:
     together = infer_network(traces, 30.0)
     for k, trace in enumerate(traces):
         alone = infer_network(trace, 30.0)
-        np.testing.assert_allclose(alone.expected[0], together.expected[k], rtol=1e-3, atol=1e-5)
-        np.testing.assert_allclose(alone.total_high[0], together.total_high[k], atol=1.0)
+        np.testing.assert_allclose(alone.expected, together.expected[k], rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(alone.total_high, together.total_high[k], atol=1.0)
 
 
 def test_results_have_the_shapes_and_sums_that_they_say() -> None:
@@ -78,22 +78,34 @@ def test_missing_frames_change_little() -> None:
     trace[500:510] = np.nan
     holed = infer_network(trace, 30.0)
     assert np.isfinite(holed.expected).all()
-    assert smooth_r(whole.expected[0], holed.expected[0], 30.0) > 0.9
+    assert smooth_r(whole.expected, holed.expected, 30.0) > 0.9
 
 
 def test_a_trace_that_says_nothing_is_nan_and_harms_no_other() -> None:
     trace, _ = planted(2)
     found = infer_network(np.stack([np.full_like(trace, np.nan), trace, np.ones_like(trace)]), 30.0)
     assert np.isnan(found.expected[[0, 2]]).all() and np.isnan(found.total[[0, 2]]).all() and np.isnan(found.total_low[[0, 2]]).all()
-    np.testing.assert_allclose(found.expected[1], infer_network(trace, 30.0).expected[0], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found.expected[1], infer_network(trace, 30.0).expected, rtol=1e-3, atol=1e-5)
     assert np.isnan(infer_network(np.array([0.1]), 30.0).total).all()
     assert infer_network(np.zeros((0, 100)), 30.0).expected.shape == (0, 100)
+    empty = infer_network(np.zeros((2, 0)), 30.0)
+    assert empty.expected.shape == (2, 0) and np.isnan(empty.total).all()
+
+
+def test_a_memory_map_takes_the_result(tmp_path: Path) -> None:
+    traces = np.stack([planted(seed, seconds=20.0)[0] for seed in range(3)])
+    out = np.lib.format.open_memmap(tmp_path / "out.npy", mode="w+", dtype=np.float32, shape=traces.shape)
+    found = infer_network(traces, 30.0, out=out)
+    np.testing.assert_array_equal(np.asarray(out), infer_network(traces, 30.0).expected)
+    assert found.expected is out
+    with pytest.raises(ModelError, match="shape of the traces"):
+        infer_network(traces, 30.0, out=out[:1])
 
 
 @pytest.mark.parametrize("n_frames", [16, 17, 33, 150])
 def test_short_traces(n_frames: int) -> None:
     found = infer_network(planted(3)[0][:n_frames], 30.0)
-    assert found.expected.shape == (1, n_frames) and np.isfinite(found.expected).all()
+    assert found.expected.shape == (n_frames,) and np.isfinite(found.expected).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int16])
@@ -104,21 +116,21 @@ def test_other_types(dtype: type) -> None:
 
 
 @pytest.mark.parametrize(("traces", "what"), [
-    (np.zeros((2, 0)), "at least one frame"), (np.zeros((2, 3, 4)), "shape is"), (np.array([0.1, np.inf, 0.2]), "infinite"),
-    (np.full(100, 812.0), "raw"), (np.array(["a", "b"]), "type"), (np.ones(4, complex), "type")])
+    (np.zeros((2, 3, 4)), "of shape"), (np.array([0.1, np.inf, 0.2]), "infinite"),
+    (np.full(100, 812.0), "raw"), (np.array(["a", "b"]), "real numbers"), (np.ones(4, complex), "real numbers")])
 def test_what_cannot_be_dff_is_refused(traces: np.ndarray, what: str) -> None:
-    with pytest.raises(RecordingError, match=what):
+    with pytest.raises(ModelError, match=what):
         infer_network(traces, 30.0)
 
 
 @pytest.mark.parametrize("fs", [0.0, -1.0, np.nan, np.inf])
 def test_a_frame_rate_that_is_none_is_refused(fs: float) -> None:
-    with pytest.raises(ConfigError, match="frames per second"):
+    with pytest.raises(ModelError, match="frames per second"):
         infer_network(np.zeros(100), fs)
 
 
 def test_a_level_that_is_none_is_refused() -> None:
-    with pytest.raises(ConfigError, match="probability"):
+    with pytest.raises(ModelError, match="probability"):
         infer_network(planted(0)[0], 30.0, level=90)
 
 
@@ -164,7 +176,7 @@ def test_weights_survive_being_saved(tmp_path: Path) -> None:
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "w.npz", something=np.zeros(3))
-    with pytest.raises(RecordingError, match="train them again"):
+    with pytest.raises(ModelError, match="train them again"):
         net.load_network(tmp_path / "w.npz")
 
 

@@ -25,7 +25,8 @@ from scipy.ndimage import uniform_filter1d
 from scipy.stats import nbinom
 from torch import nn
 
-from sortcore.errors import ConfigError, RecordingError
+from sortcore.errors import ModelError
+from sortcore.progress import Track, silent
 
 WEIGHTS = Path(__file__).with_name("calcium_network.npz")
 DFF_SCALE = np.float32(0.1)
@@ -40,6 +41,8 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.9, 0.97)
 N_FEATURES = 4 + 2 * len(LAGS_S) + len(QUANTILES) + 1
 BASELINE_BLOCK_S, BASELINE_BLOCKS, BASELINE_RANK = 0.5, 30, 6
 FRAMES_AT_ONCE = 1 << 18
+MIN_FRAMES = 16
+LARGEST_DFF = 20.0
 
 
 class CalciumNetwork(nn.Module):
@@ -140,9 +143,9 @@ def difference_moments(x: np.ndarray, lags: np.ndarray, limit: float) -> tuple[n
 
 @dataclass(frozen=True)
 class NetworkActivity:
-    """Spiking that the network infers of K neurons in T frames.
+    """Spiking that the network infers of K neurons in T frames. For one trace given as (T,) arrays lose their first axis.
 
-    expected: (K, T) expected spikes of each frame, at the time of the spikes; NaN where a trace says nothing
+    expected: (K, T) float32 expected spikes of each frame, at the time of the spikes; NaN where a trace says nothing
     gain_variance: (K,) variance v of the neuron's gain, which has mean 1
     total: (K,) expected spikes of the neuron
     total_low, total_high: (K,) interval that holds the neuron's number of spikes with probability `level`
@@ -160,59 +163,73 @@ class NetworkActivity:
 
     def frame_interval(self, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
         """(K, T) fewest and (K, T) most spikes of each frame with probability `level`."""
-        return count_interval(self.expected, self.gain_variance[:, None], level)
+        return count_interval(self.expected, self.gain_variance[..., None], level)
 
 
-def infer_network(traces: np.ndarray, fs: float, *, level: float = 0.9, weights: Path = WEIGHTS) -> NetworkActivity:
+def infer_network(traces: np.ndarray, fs: float, *, level: float = 0.9, weights: Path = WEIGHTS, out: np.ndarray | None = None,
+                  track: Track = silent) -> NetworkActivity:
     """Expected spikes of each frame of dF/F traces, with intervals.
 
-    traces: (K, T) dF/F as a fraction, not in per cent; or (T,) of one neuron; NaN frames are missing
+    traces: (K, T) or (T,) dF/F as a fraction, not in per cent, any real dtype, NaN where missing; may be a memory map
     fs: frames per second, one for all
     level: of the intervals of totals
     weights: an .npz file that `benchmarks/train_calcium.py` has written
+    out: (K, T) float32 that takes `expected` in place, so that a batch larger than memory can be written to a memory map
+    track: progress, see `sortcore.progress`
 
     A trace that is constant or has fewer than MIN_FRAMES finite frames says nothing of spikes: its results are NaN.
-    Raises RecordingError for traces that are empty or not dF/F, ConfigError for fs or level out of range.
+    Raises ModelError for traces that are not 1-D or 2-D real numbers, infinite or no dF/F, and for fs, level or out out of range.
     """
+    traces = np.asanyarray(traces)
+    if traces.ndim not in (1, 2) or traces.dtype.kind not in "fiub":
+        raise ModelError(f"Traces must be real numbers (T,) or (neurons, T), but they are {traces.dtype} of shape {traces.shape}.")
     if not (np.isfinite(fs) and fs > 0):
-        raise ConfigError(f"fs is the number of frames per second and must be above 0, but it is {fs}.")
+        raise ModelError(f"The frame rate fs must be a positive number of frames per second, but it is {fs}.")
     if not 0 < level < 1:
-        raise ConfigError(f"level is a probability between 0 and 1, but it is {level}.")
-    rows = checked_traces(traces)
+        raise ModelError(f"level is a probability between 0 and 1, but it is {level}.")
+    many = traces if traces.ndim == 2 else traces[None]
+    expected = np.empty(many.shape, np.float32) if out is None else out
+    if expected.shape != many.shape:
+        raise ModelError(f"out must have the shape of the traces, {many.shape}, but it is {expected.shape}.")
+    total, variance = (np.full(len(many), np.nan) for _ in range(2))
     network = load_network(weights)
-    n = frames_averaged(fs)
-    expected, variance = np.full(rows.shape, np.nan, np.float32), np.full(len(rows), np.nan, np.float32)
-    usable = [k for k, row in enumerate(rows) if says_something(row)]
-    for batch in batches(usable, -(-rows.shape[1] // n)):
-        pairs = [standardise(average_frames(filled(rows[k]), n), fs / n) for k in batch]
-        inputs, features = (np.stack(parts) for parts in zip(*pairs, strict=True))
-        mu, log_v = run(network, inputs, features, fs / n)
-        expected[batch] = np.repeat(mu / n, n, axis=1)[:, : rows.shape[1]]
-        variance[batch] = np.exp(log_v)
-    total = expected.sum(axis=1, dtype=np.float64)
+    size = max(1, FRAMES_AT_ONCE // max(1, many.shape[1]))
+    starts = range(0, len(many), size)
+    for first in track(starts, "calcium network", len(starts)):
+        part = slice(first, first + size)
+        expected[part], variance[part] = infer_batch(network, many[part], float(fs))
+        total[part] = expected[part].sum(axis=1, dtype=np.float64)
+    total[np.isnan(variance)] = np.nan
     low, high = count_interval(total, variance, level)
+    if traces.ndim == 1:
+        return NetworkActivity(expected[0], variance[0], total[0], low[0], high[0], level, float(fs))
     return NetworkActivity(expected, variance, total, low, high, level, float(fs))
 
 
-MIN_FRAMES = 16
-LARGEST_DFF = 20.0
+def infer_batch(network: CalciumNetwork, traces: np.ndarray, fs: float) -> tuple[np.ndarray, np.ndarray]:
+    """Expected spikes (B, T) and gain variance (B,) of a few traces (B, T)."""
+    n = frames_averaged(fs)
+    expected, variance = np.full(traces.shape, np.nan, np.float32), np.full(len(traces), np.nan)
+    rows = {k: row for k, row in enumerate(checked(trace) for trace in traces) if says_something(row)}
+    if rows:
+        pairs = [standardise(average_frames(filled(row), n), fs / n) for row in rows.values()]
+        inputs, features = (np.stack(parts) for parts in zip(*pairs, strict=True))
+        mu, log_v = run(network, inputs, features, fs / n)
+        expected[list(rows)] = np.repeat(mu / n, n, axis=1)[:, : traces.shape[1]]
+        variance[list(rows)] = np.exp(log_v)
+    return expected, variance
 
 
-def checked_traces(traces: np.ndarray) -> np.ndarray:
-    """(K, T) float64. Raises RecordingError for what cannot be dF/F."""
-    rows = np.atleast_2d(np.asarray(traces))
-    if rows.dtype.kind not in "fiu":
-        raise RecordingError(f"Traces must be real numbers (dF/F as a fraction), but their type is {rows.dtype}.")
-    if rows.ndim != 2 or rows.shape[1] == 0:
-        raise RecordingError(f"Traces must be (neurons, frames) with at least one frame, but their shape is {np.shape(traces)}.")
-    rows = rows.astype(np.float64)
-    if np.isinf(rows).any():
-        raise RecordingError("Some frames are infinite; set frames that are missing to NaN.")
-    finite = rows[np.isfinite(rows)]
+def checked(trace: np.ndarray) -> np.ndarray:
+    """(T,) float64. Raises ModelError for what cannot be dF/F."""
+    row = np.asarray(trace, np.float64)
+    if np.isinf(row).any():
+        raise ModelError("Some frames are infinite; set frames that are missing to NaN.")
+    finite = row[np.isfinite(row)]
     if len(finite) and abs(np.median(finite)) > LARGEST_DFF:
-        raise RecordingError(f"The median of the traces is {np.median(finite):.4g}, which is no dF/F as a fraction. If they are raw "
-                             "fluorescence F, give (F - F0) / F0; if they are per cent, divide them by 100.")
-    return rows
+        raise ModelError(f"The median of a trace is {np.median(finite):.4g}, which is no dF/F as a fraction. If it is raw fluorescence F, "
+                         "give (F - F0) / F0; if it is per cent, divide it by 100.")
+    return row
 
 
 def says_something(trace: np.ndarray) -> bool:
@@ -228,12 +245,6 @@ def filled(trace: np.ndarray) -> np.ndarray:
         return trace
     at = np.arange(len(trace))
     return np.interp(at, at[~missing], trace[~missing])
-
-
-def batches(items: list[int], n_frames: int) -> list[list[int]]:
-    """Items in groups that hold about FRAMES_AT_ONCE frames, at least one item each."""
-    size = max(1, FRAMES_AT_ONCE // n_frames)
-    return [items[i : i + size] for i in range(0, len(items), size)]
 
 
 def run(network: CalciumNetwork, traces: np.ndarray, features: np.ndarray, fs: float) -> tuple[np.ndarray, np.ndarray]:
@@ -254,12 +265,12 @@ def count_interval(mean: np.ndarray, variance: np.ndarray, level: float) -> tupl
 
 @lru_cache(maxsize=4)
 def load_network(path: Path = WEIGHTS) -> CalciumNetwork:
-    """The network with the weights of an .npz file of plain arrays. Raises RecordingError where they do not fit."""
+    """The network with the weights of an .npz file of plain arrays. Raises ModelError where they do not fit."""
     network = CalciumNetwork()
     own = network.state_dict()
     with np.load(path, allow_pickle=False) as stored:
         if {name: stored[name].shape for name in stored.files} != {name: tuple(value.shape) for name, value in own.items()}:
-            raise RecordingError(f"{path} does not hold this network's weights; train them again with benchmarks/train_calcium.py.")
+            raise ModelError(f"{path} does not hold this network's weights; train them again with benchmarks/train_calcium.py.")
         network.load_state_dict({name: torch.from_numpy(stored[name].astype(np.float32)) for name in stored.files})
     return network.eval().requires_grad_(False)
 
