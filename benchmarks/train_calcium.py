@@ -29,6 +29,8 @@ from scipy.ndimage import gaussian_filter1d
 
 from benchmarks.calcium_cells import between, draw_trace
 from sortcore.optical import network as net
+from sortcore.optical.calcium import infer_calcium
+from sortcore.optical.combined import combine
 
 STRETCH = 1024  # frames
 SMOOTH_S = 0.2
@@ -209,31 +211,36 @@ def fresh_network(bank: Bank, seed: int) -> net.CalciumNetwork:
 
 
 def scores(recordings: Sequence[Recording], weights: Path) -> list[dict]:
-    """One row a neuron: correlation at SMOOTH_S without the first and last second, true and predicted total, and its interval."""
+    """One row a neuron: correlation at SMOOTH_S without the first and last second, also of the network combined with the deconvolution
+    (which never learns from data), true and predicted total, and its interval."""
     cells: dict[tuple[str, int], list[tuple]] = {}
     for one in recordings:
         found = net.infer_network(one.dff, one.fs, weights=weights)
         edge = math.ceil(one.fs)
-        pair = [gaussian_filter1d(v, SMOOTH_S * one.fs, mode="nearest")[edge:-edge] for v in (np.nan_to_num(found.expected), one.counts)]
-        cells.setdefault((one.dataset, one.neuron), []).append((*pair, found.total, one.counts.sum(), found.gain_variance))
+        expected = np.nan_to_num(found.expected)
+        both = combine(expected, infer_calcium(one.dff, one.fs).activity)
+        three = [gaussian_filter1d(v, SMOOTH_S * one.fs, mode="nearest")[edge:-edge] for v in (expected, one.counts, both)]
+        cells.setdefault((one.dataset, one.neuron), []).append((*three, found.total, one.counts.sum(), found.gain_variance))
     rows = []
     for (dataset, neuron), parts in cells.items():
-        predicted, true = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-        total, count, variance = (np.array([part[i] for part in parts]) for i in (2, 3, 4))
+        predicted, true, both = (np.concatenate([part[i] for part in parts]) for i in (0, 1, 2))
+        total, count, variance = (np.array([part[i] for part in parts]) for i in (3, 4, 5))
         low, high = net.count_interval(total.sum(), variance.mean(), 0.9)
         r = float(np.corrcoef(predicted, true)[0, 1]) if true.any() and predicted.any() else 0.0
-        rows.append(dict(dataset=dataset, neuron=neuron, r=r, fires=bool(true.any()), predicted=float(total.sum()), true=float(count.sum()),
-                         gain_variance=float(variance.mean()), low=float(low), high=float(high)))
+        combined = float(np.corrcoef(both, true)[0, 1]) if true.any() and both.any() else 0.0
+        rows.append(dict(dataset=dataset, neuron=neuron, r=r, combined=combined, fires=bool(true.any()), predicted=float(total.sum()),
+                         true=float(count.sum()), gain_variance=float(variance.mean()), low=float(low), high=float(high)))
     return rows
 
 
 def report(rows: list[dict]) -> None:
-    means = []
+    means, combined = [], []
     for dataset in sorted({row["dataset"] for row in rows}):
         these = [row for row in rows if row["dataset"] == dataset]
         means.append(np.median([row["r"] for row in these if row["fires"]]))
-        print(f"{dataset:42s} n={len(these):3d}  r={means[-1]:.3f}  {counting(these)}", flush=True)
-    print(json.dumps(dict(mean_r=round(float(np.mean(means)), 4))), counting(rows), flush=True)
+        combined.append(np.median([row["combined"] for row in these if row["fires"]]))
+        print(f"{dataset:42s} n={len(these):3d}  r={means[-1]:.3f}  combined {combined[-1]:.3f}  {counting(these)}", flush=True)
+    print(json.dumps(dict(mean_r=round(float(np.mean(means)), 4), combined=round(float(np.mean(combined)), 4))), counting(rows), flush=True)
 
 
 def counting(rows: list[dict]) -> str:

@@ -15,6 +15,8 @@ from sortcore.ephys.pipeline import deconvolve, sort
 from sortcore.errors import ConfigError, OutputError, ProbeError, RecordingError, SortcoreError
 from sortcore.export import load_model, load_result, save_model, save_result
 from sortcore.optical.calcium import CalciumResult, infer_ar1, infer_calcium
+from sortcore.optical.combined import CombinedActivity, infer_combined
+from sortcore.optical.network import NetworkActivity, infer_network
 from sortcore.optical.stream import CalciumStream
 from sortcore.phy import export_phy
 from sortcore.probes import load_probe, probe_names
@@ -24,8 +26,9 @@ from sortcore.types import Model, Preprocessing, Priors, Probe, SortingResult, S
 from sortcore.version import __version__ as __version__
 
 __all__ = [
-    "ArrayRecording", "CalciumResult", "CalciumStream", "ConfigError", "Model", "OutputError", "Preprocessing", "Priors", "Probe",
-    "ProbeError", "Recording", "RecordingError", "Simulation", "SortConfig", "SortcoreError", "SortingResult", "Spikes", "Templates",
-    "Units", "array_recording", "binary_recording", "deconvolve", "demo_simulation", "export_phy", "infer_ar1", "infer_calcium",
-    "load_model", "load_probe", "load_result", "probe_names", "save_model", "save_result", "simulate", "sort",
+    "ArrayRecording", "CalciumResult", "CalciumStream", "CombinedActivity", "ConfigError", "Model", "NetworkActivity", "OutputError",
+    "Preprocessing", "Priors", "Probe", "ProbeError", "Recording", "RecordingError", "Simulation", "SortConfig", "SortcoreError",
+    "SortingResult", "Spikes", "Templates", "Units", "array_recording", "binary_recording", "deconvolve", "demo_simulation",
+    "export_phy", "infer_ar1", "infer_calcium", "infer_combined", "infer_network", "load_model", "load_probe", "load_result",
+    "probe_names", "save_model", "save_result", "simulate", "sort",
 ]

@@ -20,7 +20,7 @@ LAYERS = (
     {"model", "reference", "cells", "simulate", "metrics", "metrics.sorting", "metrics.trains",
      "metrics.distances", "metrics.intervals", "optical.indicator", "optical.simulate"},
     {"<stage>"},
-    {"ephys.conclude", "ephys.kept", "ephys.pipeline", "optical.calcium"},
+    {"ephys.conclude", "ephys.kept", "ephys.pipeline", "optical.calcium", "optical.combined"},
     {"export", "phy", "panels", "plots", "plots_probe", "report", "optical.saving", "optical.plots"},
 )
 # The package's front doors gather public names and are imported by no module of the engine.
