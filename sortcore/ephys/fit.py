@@ -47,7 +47,8 @@ MIN_NORM = 5.0  # a smaller waveform's spikes are mostly below the threshold tha
 DEAD_MS = 0.5
 FEW_SPIKES = 300  # a unit of more is not asked whether it is needed
 MOST_TRIED = 24  # of its spikes,
-TOGETHER = 4  # in so many stretches side by side
+TOGETHER = 4  # in so many stretches side by side,
+MOST_PLACES = 2  # or at so many displacements
 
 
 @dataclass(frozen=True)
@@ -178,20 +179,21 @@ def needed(sweep: Sweep, x: torch.Tensor, matcher: Matcher | MovingMatcher, fs: 
         if not 0 < counts[k] <= FEW_SPIKES or not like_another[k]:
             continue
         starts = spikes.samples[spikes.units == k]
-        some = starts[np.linspace(0, len(starts) - 1, min(len(starts), MOST_TRIED)).astype(int)]
-        together = at_one_place(some, matcher, follower)
-        gone[k] = sum(in_order(partial(worth, int(k)), together)) * len(starts) / len(some) < price[k]
+        together = at_one_place(starts, matcher, follower)
+        gone[k] = sum(in_order(partial(worth, int(k)), together)) * len(starts) / sum(map(len, together)) < price[k]
     keep = ~gone[spikes.units]
     return replace(sweep, spikes=spikes.select(keep), knots=sweep.knots[keep], features=sweep.features[keep])
 
 
 def at_one_place(starts: np.ndarray, matcher: Matcher | MovingMatcher, follower: Follower | None) -> list[np.ndarray]:
-    """Template starts (S,) in groups to be matched with one matcher: where the tissue moves, those of one displacement."""
+    """Some of the template starts (S,) in groups to be matched with one matcher: where the tissue moves, those of one displacement,
+    and of the commonest only, as each takes tables of its own."""
     if follower is None or not isinstance(matcher, MovingMatcher):
-        return np.array_split(starts, min(len(starts), TOGETHER))
+        some = starts[np.linspace(0, len(starts) - 1, min(len(starts), MOST_TRIED)).astype(int)]
+        return np.array_split(some, min(len(some), TOGETHER))
     places = np.array([matcher.knots(float(follower.times_s[t])) for t in starts])
-    _, place = np.unique(places, axis=0, return_inverse=True)
-    return [starts[place.ravel() == i] for i in range(place.max() + 1)]
+    _, place, count = np.unique(places, axis=0, return_inverse=True, return_counts=True)
+    return [starts[place.ravel() == i][:MOST_TRIED] for i in np.argsort(-count, kind="stable")[:MOST_PLACES]]
 
 
 def log_prior(matcher: Matcher, spikes: Spikes) -> np.ndarray:
