@@ -99,6 +99,8 @@ def test_what_a_larger_spike_leaves_is_no_spike():
     units = np.repeat([0, 1, 1], [200, 200, 200])
     rests = spikes_of(np.r_[times, times + 1500, times[:40] + 6], units[:440], np.r_[large, small, np.full(40, 11.0)])
     assert rests.amplitudes[leftover(rests, FS)].tolist() == [11.0] * 40
+    few = spikes_of(np.r_[times, times + 1500, times[:2] + 6], units[:402], np.r_[large, small, np.full(2, 11.0)])
+    assert not leftover(few, FS).any(), "a collision or two may make a spike look small"
     bursting = spikes_of(np.r_[times, times + 1500, times + 1620], units, np.r_[large, small, small / 2])
     assert not leftover(bursting, FS).any()
     colliding = spikes_of(np.r_[times, times + 6], units[:400], np.r_[large, small])

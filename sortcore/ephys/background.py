@@ -93,18 +93,31 @@ def descend(loss: Callable[[np.ndarray], float], start: list[float]) -> tuple[np
 
 
 def leftover(spikes: Spikes, fs: float) -> np.ndarray:
-    """(S,) whether each spike is far smaller than its unit's are, and beside a much larger spike that it is a rest of."""
+    """(S,) whether each spike is a rest of a much larger one beside it: far smaller than its unit's are, and beside spikes of that
+    larger unit more often than two cells' would be by chance."""
     out, near = np.zeros(len(spikes), bool), int(LEFTOVER_MS * fs / 1000)
-    for group in by_unit(spikes, int(spikes.units.max(initial=-1)) + 1):
+    groups = by_unit(spikes, int(spikes.units.max(initial=-1)) + 1)
+    per_sample = 1 / max(1, int(spikes.samples[-1] - spikes.samples[0])) if len(spikes) else 0.0
+    for group in groups:
         size = spikes.amplitudes[group]
         if len(group) < FEWEST // 2:
             continue
         median = float(np.median(size))
         spread = max(1.4826 * float(np.median(np.abs(size - median))), 1.0)
-        for i in group[size < min(median - OUTLYING * spread, SMALL * median)]:
-            low, high = np.searchsorted(spikes.samples, spikes.samples[i] + [-near, near + 1])
-            out[i] = spikes.amplitudes[low:high].max() > LARGER * spikes.amplitudes[i]
+        small = group[size < min(median - OUTLYING * spread, SMALL * median)]
+        beside = np.array([largest_near(spikes, i, near) for i in small], np.int64)
+        for larger in np.unique(beside[beside >= 0]):
+            by_chance = len(group) * len(groups[larger]) * (2 * near + 1) * per_sample
+            mine = small[beside == larger]
+            out[mine] = len(mine) > 2 * by_chance + 3
     return out
+
+
+def largest_near(spikes: Spikes, i: int, near: int) -> int:
+    """The unit of the largest spike within `near` samples of spike i, -1 where none is LARGER times as large."""
+    low, high = np.searchsorted(spikes.samples, spikes.samples[i] + [-near, near + 1])
+    top = low + int(spikes.amplitudes[low:high].argmax())
+    return int(spikes.units[top]) if spikes.amplitudes[top] > LARGER * spikes.amplitudes[i] else -1
 
 
 def by_unit(spikes: Spikes, n_units: int) -> list[np.ndarray]:
