@@ -255,8 +255,13 @@ def test_an_interrupted_run_says_so_and_what_it_leaves(small_simulation: Simulat
             data.tofile(file)
     arguments = ["sort", tmp_path / "long.bin", "--channels", data.shape[1], "--fs", FS, "--out", tmp_path / "made" / "out"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen([sys.executable, "-m", "sorters", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True, env=environment) as process:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what runs in the background ignore it
+    try:
+        process = subprocess.Popen([sys.executable, "-m", "sorters", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   text=True, env=environment)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
         assert process.stdout is not None
         while not process.stdout.readline().startswith("Device"):
             assert process.poll() is None, process.stderr and process.stderr.read()
