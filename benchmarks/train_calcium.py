@@ -226,8 +226,7 @@ def scores(recordings: Sequence[Recording], weights: Path) -> list[dict]:
         predicted, true, both = (np.concatenate([part[i] for part in parts]) for i in (0, 1, 2))
         total, count, variance = (np.array([part[i] for part in parts]) for i in (3, 4, 5))
         low, high = net.count_interval(total.sum(), variance.mean(), 0.9)
-        r = float(np.corrcoef(predicted, true)[0, 1]) if true.any() and predicted.any() else 0.0
-        combined = float(np.corrcoef(both, true)[0, 1]) if true.any() and both.any() else 0.0
+        r, combined = (float(np.corrcoef(found, true)[0, 1]) if true.any() and found.any() else 0.0 for found in (predicted, both))
         rows.append(dict(dataset=dataset, neuron=neuron, r=r, combined=combined, fires=bool(true.any()), predicted=float(total.sum()),
                          true=float(count.sum()), gain_variance=float(variance.mean()), low=float(low), high=float(high)))
     return rows

@@ -232,6 +232,11 @@ class Spikes:
     def select(self, index: np.ndarray) -> Spikes:
         return Spikes(self.samples[index], self.shifts[index], self.units[index], self.amplitudes[index], self.scores[index])
 
+    def by_unit(self, n_units: int) -> list[np.ndarray]:
+        """The indices of each unit's spikes, in order."""
+        order = np.argsort(self.units, kind="stable")
+        return np.split(order, np.searchsorted(self.units[order], np.arange(1, n_units))) if n_units else []
+
     @classmethod
     def concatenate(cls, parts: list[Spikes]) -> Spikes:
         if not parts:

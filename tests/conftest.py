@@ -16,8 +16,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # After what is installed: the installed package is what is tested, the checkout only adds what is not shipped (benchmarks).
 sys.path.append(str(ROOT))
 
+from helpers_resume import sort as sort_raw  # noqa: E402
+
 from sortcore.probes import load_probe  # noqa: E402
 from sortcore.simulate import Simulation, simulate  # noqa: E402
+from sortcore.types import Probe, SortingResult  # noqa: E402
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
@@ -40,6 +43,25 @@ def small_simulation() -> Simulation:
     simulation = simulate(probe, 12.0, 6, snr=(9.0, 20.0), rate_hz=(5.0, 15.0), seed=5)
     simulation.data.setflags(write=False)
     return simulation
+
+
+@pytest.fixture(scope="session")
+def raw(small_simulation: Simulation, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a raw file; not to be written to."""
+    path = tmp_path_factory.mktemp("raw") / "recording.bin"
+    small_simulation.data.tofile(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def probe(small_simulation: Simulation) -> Probe:
+    return small_simulation.probe
+
+
+@pytest.fixture(scope="session")
+def plain(raw: Path, probe: Probe) -> SortingResult:
+    """The raw file sorted without keeping anything."""
+    return sort_raw(raw, probe, None)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ LAYERS = (
     {"errors", "types", "version"},
     {"recording", "progress", "workers", "numerics", "medians", "probes", "cluster", "groups", "spectra", "matching", "moving", "bank",
      "follow", "sample", "archive", "steps", "remote", "settings", "optional", "ephys.config", "optical.foreign",
-     "optical.reading", "optical.tails", "optical.kernels", "optical.kernel", "optical.ar1", "optical.ar2"},
+     "optical.reading", "optical.traces", "optical.tails", "optical.kernels", "optical.kernel", "optical.ar1", "optical.ar2"},
     {"model", "reference", "cells", "simulate", "metrics", "metrics.sorting", "metrics.trains",
      "metrics.distances", "metrics.intervals", "optical.indicator", "optical.simulate"},
     {"<stage>"},

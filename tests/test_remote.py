@@ -31,23 +31,6 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGKILL is of Unix")
 
 
 @pytest.fixture(scope="module")
-def raw(small_simulation: Simulation, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("raw") / "recording.bin"
-    small_simulation.data.tofile(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def probe(small_simulation: Simulation) -> Probe:
-    return small_simulation.probe
-
-
-@pytest.fixture(scope="module")
-def plain(raw: Path, probe: Probe) -> SortingResult:
-    return sort(raw, probe, None)
-
-
-@pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as made:
         yield made

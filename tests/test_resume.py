@@ -40,24 +40,6 @@ if os.name == "posix":  # processes that start with all modules loaded
 
 
 @pytest.fixture(scope="module")
-def raw(small_simulation: Simulation, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("raw") / "recording.bin"
-    small_simulation.data.tofile(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def probe(small_simulation: Simulation) -> Probe:
-    return small_simulation.probe
-
-
-@pytest.fixture(scope="module")
-def plain(raw: Path, probe: Probe) -> SortingResult:
-    """Sorted without keeping anything."""
-    return sort(raw, probe, None)
-
-
-@pytest.fixture(scope="module")
 def kept(raw: Path, probe: Probe, plain: SortingResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a sort that kept its stages; not to be written to."""
     work = tmp_path_factory.mktemp("kept")

@@ -19,6 +19,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_ndtr
 
 from sortcore.matching import Matcher
+from sortcore.numerics import mad
 from sortcore.types import Spikes
 from sortcore.workers import in_order
 
@@ -42,7 +43,7 @@ def own(spikes: Spikes, matcher: Matcher, fs: float, least: float) -> np.ndarray
 
 def probability(spikes: Spikes, matcher: Matcher) -> np.ndarray:
     """(S,) probability of each spike to be of its unit and no background."""
-    mean, precision, groups = matcher.amp_mean, matcher.amp_precision, by_unit(spikes, len(matcher.amp_mean))
+    mean, precision, groups = matcher.amp_mean, matcher.amp_precision, spikes.by_unit(len(matcher.amp_mean))
 
     def of_unit(k: int) -> np.ndarray:
         shrunk = spikes.amplitudes[groups[k]].astype(np.float64)  # towards the unit's mean, by the prior
@@ -63,7 +64,7 @@ def unit_probability(scores: np.ndarray, threshold: float) -> np.ndarray:
     edges = np.arange(0.0, above.max() + BIN, BIN)
     counts, x = np.bincount((above / BIN).astype(int), minlength=len(edges)).astype(float), np.arange(len(edges)) * BIN + BIN / 2
     middle = float(np.median(above))
-    width = np.log(1.4826 * np.median(np.abs(above - middle)) + 0.3)
+    width = float(np.log(mad(above) + 0.3))
     alone = descend(lambda q: -counts @ log_unit(x, q[0], np.exp(q[1])), [middle, width])
     mixed = descend(lambda q: -counts @ np.logaddexp(*log_parts(x, q)), [middle, width, 1.0, 0.0])
     mean, std = mixed[0][0], np.exp(mixed[0][1])
@@ -96,14 +97,14 @@ def leftover(spikes: Spikes, fs: float) -> np.ndarray:
     """(S,) whether each spike is a rest of a much larger one beside it: far smaller than its unit's are, and beside spikes of that
     larger unit more often than two cells' would be by chance."""
     out, near = np.zeros(len(spikes), bool), int(LEFTOVER_MS * fs / 1000)
-    groups = by_unit(spikes, int(spikes.units.max(initial=-1)) + 1)
+    groups = spikes.by_unit(int(spikes.units.max(initial=-1)) + 1)
     per_sample = 1 / max(1, int(spikes.samples[-1] - spikes.samples[0])) if len(spikes) else 0.0
     for group in groups:
         size = spikes.amplitudes[group]
         if len(group) < FEWEST // 2:
             continue
         median = float(np.median(size))
-        spread = max(1.4826 * float(np.median(np.abs(size - median))), 1.0)
+        spread = max(float(mad(size)), 1.0)
         small = group[size < min(median - OUTLYING * spread, SMALL * median)]
         beside = np.array([largest_near(spikes, i, near) for i in small], np.int64)
         for larger in np.unique(beside[beside >= 0]):
@@ -118,9 +119,3 @@ def largest_near(spikes: Spikes, i: int, near: int) -> int:
     low, high = np.searchsorted(spikes.samples, spikes.samples[i] + [-near, near + 1])
     top = low + int(spikes.amplitudes[low:high].argmax())
     return int(spikes.units[top]) if spikes.amplitudes[top] > LARGER * spikes.amplitudes[i] else -1
-
-
-def by_unit(spikes: Spikes, n_units: int) -> list[np.ndarray]:
-    """The indices of each unit's spikes."""
-    order = np.argsort(spikes.units, kind="stable")
-    return np.split(order, np.searchsorted(spikes.units[order], np.arange(1, n_units))) if n_units else []

@@ -27,8 +27,8 @@ def measure(spikes: Spikes, templates_uv: np.ndarray, priors: Priors, threshold:
     counts = np.bincount(spikes.units, minlength=k)
     refractory = config.refractory_ms * fs / 1000
     violations, presence = np.zeros(k, np.int64), np.zeros(k)
-    for u in range(k):
-        times = spikes.samples[spikes.units == u]
+    for u, mine in enumerate(spikes.by_unit(k)):
+        times = spikes.samples[mine]
         violations[u] = (np.diff(times) < refractory).sum()
         presence[u] = len(np.unique(times * TENTHS // max(n_samples, 1))) / TENTHS
     contamination = rate_of_strangers(violations, counts, refractory, n_samples)
@@ -83,7 +83,7 @@ def duplicates(spikes: Spikes, used: np.ndarray, snr: np.ndarray, fs: float, pla
     used: (K, N) channels that each unit's waveform touches; places_um: (K, 2), by which the far field of units many times
     larger is told, beyond their waveforms' channels
     """
-    trains = [spikes.samples[spikes.units == u] for u in range(len(snr))]
+    trains = [spikes.samples[mine] for mine in spikes.by_unit(len(snr))]
     touching = used.astype(np.float32) @ used.T.astype(np.float32) > 0
     duration = max(int(spikes.samples[-1] - spikes.samples[0]), 1) if len(spikes) else 1
     gone = np.zeros(len(snr), bool)

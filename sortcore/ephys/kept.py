@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,11 @@ from sortcore.steps import Form
 from sortcore.types import Detections, FitLog, Motion, Preprocessing, Priors, Spikes
 
 Fit = tuple[Matcher | MovingMatcher, Priors, FitLog]
+
+
+def named_alike(kept: type, whole: Matcher | MovingMatcher) -> tuple[Any, ...]:
+    """What the record `whole` has under the names of the fields of `kept`."""
+    return tuple(getattr(whole, f.name) for f in fields(kept))
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class StillFit:
 
     @classmethod
     def of(cls, m: Matcher) -> StillFit:
-        return cls(m.basis, m.coefficients, m.shifts, m.interpolator, m.amp_mean, m.amp_precision, m.log_odds, m.threshold)
+        return cls(*named_alike(cls, m))
 
     def matcher(self) -> Matcher:
         first, other = matching.sharing(self.coefficients)
@@ -83,7 +89,7 @@ class MovingFit:
 
     @classmethod
     def of(cls, m: MovingMatcher) -> MovingFit:
-        return cls(m.motion, m.knots_um, m.waveforms, m.depths_um, m.priors, m.fs, m.subsamples, m.amplitude_prior)
+        return cls(*named_alike(cls, m))
 
 
 @dataclass(frozen=True)

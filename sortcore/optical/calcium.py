@@ -18,6 +18,7 @@ from sortcore.errors import ModelError
 from sortcore.optical.ar1 import ar1_gradient, solve_ar1
 from sortcore.optical.estimate import Assumptions, estimate_times, fit_trace, noise_level
 from sortcore.optical.kernels import exponential_kernel, kkt_residual
+from sortcore.optical.traces import check_traces
 from sortcore.progress import Track, silent
 from sortcore.workers import in_order, n_workers
 
@@ -124,7 +125,7 @@ def infer_calcium(traces: np.ndarray, fs: float, *, tau_rise_s: float | None = N
     Raises ModelError for traces that are not 1-D or 2-D real numbers or infinite, for no fs, and for impossible known values.
     """
     traces = np.asanyarray(traces)
-    _check(traces, fs)
+    check_traces(traces, fs)
     known = Known(tau_rise_s, tau_decay_s, baseline, noise, penalty)
     given = assumptions or Assumptions()
     many = traces if traces.ndim == 2 else traces[None]
@@ -138,17 +139,10 @@ def infer_ar1(traces: np.ndarray, fs: float, *, tau_decay_s: float | None = None
     The rise is ignored, so activity comes late by about the rise time. Arguments, result and errors as `infer_calcium`.
     """
     traces = np.asanyarray(traces)
-    _check(traces, fs)
+    check_traces(traces, fs)
     known = Known(tau_decay_s=tau_decay_s)
     many = traces if traces.ndim == 2 else traces[None]
     return _batch(many, fs, lambda y: _ar1_one(y, float(fs), known.tau_decay_s, penalty_sd), out or Destination(), track, traces.ndim == 1)
-
-
-def _check(traces: np.ndarray, fs: float) -> None:
-    if traces.ndim not in (1, 2) or traces.dtype.kind not in "fiub":
-        raise ModelError(f"Traces must be real numbers (T,) or (neurons, T), but they are {traces.dtype} of shape {traces.shape}.")
-    if not (isinstance(fs, (int, float, np.number)) and np.isfinite(fs) and fs > 0):
-        raise ModelError(f"The frame rate fs must be a positive number of frames per second, but it is {fs!r}.")
 
 
 def _batch(many: np.ndarray, fs: float, one: Callable[[np.ndarray], _Trace], out: Destination, track: Track, single: bool) -> CalciumResult:

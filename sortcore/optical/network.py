@@ -26,6 +26,7 @@ from scipy.stats import nbinom
 from torch import nn
 
 from sortcore.errors import ModelError
+from sortcore.optical.traces import check_traces
 from sortcore.progress import Track, silent
 
 WEIGHTS = Path(__file__).with_name("calcium_network.npz")
@@ -181,10 +182,7 @@ def infer_network(traces: np.ndarray, fs: float, *, level: float = 0.9, weights:
     Raises ModelError for traces that are not 1-D or 2-D real numbers, infinite or no dF/F, and for fs, level or out out of range.
     """
     traces = np.asanyarray(traces)
-    if traces.ndim not in (1, 2) or traces.dtype.kind not in "fiub":
-        raise ModelError(f"Traces must be real numbers (T,) or (neurons, T), but they are {traces.dtype} of shape {traces.shape}.")
-    if not (np.isfinite(fs) and fs > 0):
-        raise ModelError(f"The frame rate fs must be a positive number of frames per second, but it is {fs}.")
+    check_traces(traces, fs)
     if not 0 < level < 1:
         raise ModelError(f"level is a probability between 0 and 1, but it is {level}.")
     many = traces if traces.ndim == 2 else traces[None]

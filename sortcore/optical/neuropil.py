@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sortcore.errors import ConfigError, ModelError
+from sortcore.numerics import MAD_TO_SD
 from sortcore.settings import Checked, setting
 
 L1_ROUNDS, ROUNDS = 10, 30
@@ -103,7 +104,7 @@ def robust_fit(X: np.ndarray, y: np.ndarray, outlier_sd: float) -> np.ndarray:
     for _ in range(ROUNDS):
         r = y - X @ p
         below = -r[r < 0]
-        sd = 1.4826 * np.median(below) if len(below) else 0.0
+        sd = MAD_TO_SD * np.median(below) if len(below) else 0.0
         if sd <= 1e-12 * max(np.abs(y).max(), 1e-300):
             break
         u = np.where(r > 0, r / outlier_sd, r / (2 * outlier_sd)) / sd
