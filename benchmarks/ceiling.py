@@ -6,6 +6,7 @@ same with SpikeInterface's matcher and whitening in space alone. For a recording
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def run_ceiling(folder: Path, parameters: dict[str, Any]) -> Trains:
     from sorters.adapter import SpikeInterfaceRecording, probe_of
 
     config, known = SortConfig(**parameters), load_truth(folder).trains
+    config = replace(config, preprocess=replace(config.preprocess, least_rate_hz=0.0))  # true times are of the recording's samples
     opened = open_recording(folder)
     recording = SpikeInterfaceRecording(opened)
     learned = preprocess.learn(recording, probe_of(opened), config.preprocess)

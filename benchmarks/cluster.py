@@ -26,7 +26,7 @@ from sortcore import matching
 from sortcore.ephys import detect
 from sortcore.ephys.config import PursuitConfig
 from sortcore.ephys.pipeline import model_matcher
-from sortcore.ephys.preprocess import ARTIFACT_MS, Whitener
+from sortcore.ephys.preprocess import ARTIFACT_MS, Whitener, thinning
 from sortcore.recording import Chunk, Recording
 from sortcore.sample import MOST_VALUES
 from sortcore.simulate import simulate
@@ -34,6 +34,8 @@ from sortcore.types import Model, Probe
 from sortcore.workers import one_thread_each
 
 FS = 30000.0
+EVERY = thinning(FS, sc.SortConfig().preprocess.least_rate_hz)
+RATE = FS / EVERY  # at which the sorter works
 SECONDS, SAMPLE_SECONDS = 10.0, 5.0  # of the recordings that are measured, and of their sample
 SCANNED = 0.75  # of a long recording is looked at for drift, at most: half of it, then a quarter
 BYTES = 2  # of a stored value
@@ -77,9 +79,9 @@ def measure(n: int) -> Costs:
     whitener = Whitener(result.model.preprocessing, torch.device("cpu"))
     per_second, x = whitening(recording, whitener, config.pursuit)
     t, stages = result.timings_s, result.model.preprocessing
-    prototypes, trough = detect.learn_prototypes(x.numpy(), int(0.0006 * FS), int(0.001 * FS), 0)
+    prototypes, trough = detect.learn_prototypes(x.numpy(), int(0.0006 * RATE), int(0.001 * RATE), 0)
     bank = detect.make_bank(prototypes, trough, stages.probe, config.detect.radius_um)
-    look = timed(lambda: detect.detect_all(x, bank, 4.0, config.detect, FS, stages.probe.positions_um)) / (x.shape[1] / FS)
+    look = timed(lambda: detect.detect_all(x, bank, 4.0, config.detect, RATE, stages.probe.positions_um)) / (x.shape[1] / RATE)
     return Costs(n, per_second, look, matching_cost(result.model, x, config), t["learn noise"], t["initialize"] / SAMPLE_SECONDS,
                  t["fit"] / SAMPLE_SECONDS, t["curate"], len(stages.taps), result.model.templates.profiles.shape[2],
                  len(result.spikes) / SECONDS, len(pickle.dumps((whitener, model_matcher(result.model, None, config)))))
@@ -93,29 +95,29 @@ def timed(work) -> float:
 
 def whitening(recording: Recording, whitener: Whitener, pursuit: PursuitConfig) -> tuple[float, torch.Tensor]:
     """Seconds for a second of recording, margins counted, and (N, T) three seconds whitened, in the sorter's chunks."""
-    size, last = pursuit.chunk_samples(FS, recording.n_channels), sum(recording.segment_lengths)
-    pieces = [Chunk(start, start + size, 0, last) for start in range(0, int(3 * FS) - size + 1, size)]
+    size, last = pursuit.chunk_samples(RATE, recording.n_channels), sum(recording.segment_lengths) // EVERY
+    pieces = [Chunk(start, start + size, 0, last) for start in range(0, int(3 * RATE) - size + 1, size)]
     found: list[torch.Tensor] = []
     seconds = timed(lambda: found.extend(whitener(recording, c) for c in pieces))
-    return seconds / (len(pieces) * (size + margin(whitener.margin)) / FS), torch.cat(found, dim=1)
+    return seconds / (len(pieces) * (size + margin(whitener.margin)) / RATE), torch.cat(found, dim=1)
 
 
 def margin(half_taps: int) -> int:
-    """Samples on both sides of a chunk that whitening it reads."""
-    return 2 * (half_taps + int(ARTIFACT_MS * FS / 1000))
+    """Thinned samples on both sides of a chunk that whitening it reads."""
+    return 2 * (half_taps // EVERY + int(ARTIFACT_MS * RATE / 1000))
 
 
 def matching_cost(model: Model, x: torch.Tensor, config: sc.SortConfig) -> float:
     """Seconds of matching for a second of x (N, T) whitened."""
-    matcher, dead = model_matcher(model, None, config).reference, int(0.0005 * FS)
-    size = max(config.pursuit.chunk_samples(FS, len(x)), 20 * matcher.n_samples)
+    matcher, dead = model_matcher(model, None, config).reference, int(0.0005 * RATE)
+    size = max(config.pursuit.chunk_samples(RATE, len(x)), 20 * matcher.n_samples)
     parts = [x[:, i : i + size].contiguous() for i in range(0, x.shape[1] - size + 1, size)]
 
     def work() -> None:
         for part in parts:
             matching.match(matcher, matching.scores(matcher, part).numpy(), dead)
 
-    return timed(work) / (len(parts) * size / FS)
+    return timed(work) / (len(parts) * size / RATE)
 
 
 def at(costs: list[Costs], name: str, n: int, square: bool = True) -> float:
@@ -130,8 +132,8 @@ def at(costs: list[Costs], name: str, n: int, square: bool = True) -> float:
 def table(costs: list[Costs], n: int, hours: float, workers: int) -> str:
     """Stages of a recording of n channels and so many hours: where they run, and how long they take."""
     seconds, pursuit, last = 3600 * hours, PursuitConfig(), costs[-1]
-    sample = min(180.0, MOST_VALUES / n / FS, seconds)
-    chunk = pursuit.chunk_samples(FS, n)
+    sample = min(180.0, MOST_VALUES / n / RATE, seconds)
+    chunk = pursuit.chunk_samples(RATE, n)
     longer = max(chunk, 20 * last.template)
     around = margin(last.taps // 2)
     wide, both = 1 + around / chunk, 1 + (around + 8 * last.template) / longer
@@ -149,7 +151,7 @@ def table(costs: list[Costs], n: int, hours: float, workers: int) -> str:
     rows.append(["sum", "", "", f"{(all_spread + all_local) / 3600:.1f}", f"{(all_spread / workers + all_local) / 3600:.1f}"])
     size = n * FS * BYTES * seconds
     return markdown(rows) + (
-        f"\nThe recording is {size / 1e9:.0f} GB; it is read {SCANNED + both:.2f} times. A chunk of the last pass is {longer / FS:.3f} s,\n"
+        f"\nThe recording is {size / 1e9:.0f} GB; it is read {SCANNED + both:.2f} times. A chunk of the last pass is {longer / RATE:.3f} s,\n"
         f"and {both:.2f} times that with its margins. Each worker is sent {at(costs, 'sent', n) / 1e9:.2f} GB once; "
         f"{at(costs, 'spikes_hz', n, square=False) * 28 * seconds / 1e9:.2f} GB of spikes come back."
     )

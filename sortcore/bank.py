@@ -15,6 +15,7 @@ from sortcore.types import Priors
 SPREAD = 0.12  # smallest standard deviation of a unit's amplitudes, as a share of their mean
 COLLISION_MS = 1.0
 SUM_LEFT = 0.25  # share of its energy that a sum of other units leaves unexplained
+LAGS_A_SAMPLE = 4  # at which waveforms are compared
 SAME_COSINE = 0.93  # first clusters more alike than this are one
 SAME_RATIO = 1.2  # and no more different in size
 
@@ -85,13 +86,13 @@ def low_rank(w: np.ndarray, rank: int, noise_variance: float) -> np.ndarray:
 
 
 def similarity(matcher: Matcher) -> tuple[np.ndarray, np.ndarray]:
-    """(K, K) largest cosine over lags of two templates, and the lag (the second later than the first by so much)."""
+    """(K, K) largest cosine over lags of two templates, of parts of a sample too, and the lag in whole samples (the second later than
+    the first by so much)."""
     k, d = len(matcher.coefficients), matcher.n_samples
     cosine, lag = np.zeros((k, k), np.float32), np.zeros((k, k), np.int64)
-    whole = len(matcher.shifts) // 2
     for i in range(k):
         part = slice(matcher.first[i], matcher.first[i + 1])
-        table = matcher.overlaps[part, whole]
+        table = matcher.overlaps[part].max(axis=1)
         best = table.argmax(axis=1)
         cosine[i, matcher.other[part]] = table[np.arange(len(best)), best]
         lag[i, matcher.other[part]] = best - (d - 1)
@@ -104,7 +105,7 @@ def same_removed(bank: Bank, fs: float) -> Bank:
         return bank
     counts = bank.counts
     priors = first_priors(bank.waveforms, counts, 1.0)
-    cosine, lag = similarity(matching.prepare(unit_norm(bank.waveforms), priors, fs, 1))
+    cosine, lag = similarity(matching.prepare(unit_norm(bank.waveforms), priors, fs, LAGS_A_SAMPLE))
     norm, left = priors.amp_mean, np.ones(len(counts), bool)
     total = counts.astype(float)
     for i in np.argsort(-counts, kind="stable"):

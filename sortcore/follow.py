@@ -48,7 +48,7 @@ class Follower:
         """x (N, T) whitened, of the sample or at other times (T,), as it would look had the tissue stayed in its median place."""
         times_s = self.times_s if times_s is None else times_s
         out, depth = torch.empty_like(x), self.preprocessing.probe.positions_um[:, 1]
-        size = max(1, int(STILL_SECONDS * self.preprocessing.fs))
+        size = max(1, int(STILL_SECONDS * self.preprocessing.whitened_fs))
 
         def carry(start: int) -> None:
             part = slice(start, min(start + size, x.shape[1]))

@@ -161,16 +161,27 @@ def scores(matcher: Matcher, x: torch.Tensor) -> torch.Tensor:
     return correlation(matcher.spectra, x)
 
 
-def scores_near(matcher: Matcher, x: torch.Tensor, unit: int) -> torch.Tensor:
-    """The same, of a unit and those that share a channel with it only; all others are dead."""
-    out = torch.full((len(matcher.coefficients), max(0, x.shape[1] - matcher.n_samples + 1)), float(DEAD))
-    near = matcher.other[matcher.first[unit] : matcher.first[unit + 1]]
-    if not len(near):
-        return out
-    templates = matcher.coefficients[near] @ matcher.basis
+@dataclass(frozen=True)
+class Near:
+    """A unit and those that share a channel with it, ready to be scored on the channels (a slice) that any of them touches."""
+
+    units: np.ndarray
+    channels: slice
+    spectra: Spectra
+
+
+def near(matcher: Matcher, unit: int) -> Near:
+    units = matcher.other[matcher.first[unit] : matcher.first[unit + 1]]
+    templates = matcher.coefficients[units] @ matcher.basis
     touched = np.flatnonzero((templates != 0).any(axis=(0, 2)))
-    there = slice(int(touched[0]), int(touched[-1]) + 1)
-    out[near] = correlation(make_spectra(templates[:, there]), x[there])
+    channels = slice(int(touched[0]), int(touched[-1]) + 1) if len(touched) else slice(0, 1)
+    return Near(units, channels, make_spectra(templates[:, channels]))
+
+
+def scores_near(matcher: Matcher, x: torch.Tensor, near: Near) -> torch.Tensor:
+    """The same, of some units only; all others are dead."""
+    out = torch.full((len(matcher.coefficients), max(0, x.shape[1] - matcher.n_samples + 1)), float(DEAD))
+    out[near.units] = correlation(near.spectra, x[near.channels])
     return out
 
 

@@ -26,21 +26,38 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def fft_filter(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
-    """Correlate every row of x (N, T + L - 1) with symmetric taps (L,), keeping the T valid samples.
+def fft_filter(x: torch.Tensor, taps: torch.Tensor, every: int = 1) -> torch.Tensor:
+    """Correlate every row of x (N, T + L - 1) with symmetric taps (L,), keeping every so-manyth of the T valid samples.
 
-    Overlap-save in stretches that stay in a core's cache.
+    Overlap-save in stretches that stay in a core's cache. Samples that are not kept are never computed: keeping every
+    so-manyth folds the spectrum (Oppenheim and Schafer, ch. 4). L - 1 must be a multiple of `every`.
     """
-    valid = x.shape[-1] - len(taps) + 1
-    size = next_fast_len(min(x.shape[-1], STRETCH * len(taps)), real=True)
+    valid, over = x.shape[-1] - len(taps) + 1, (len(taps) - 1) // every
+    size = every * next_fast_len(-(-min(x.shape[-1], STRETCH * len(taps)) // every), real=True)
     hop = size - len(taps) + 1
-    response = torch.fft.rfft(taps, size)
-    out = torch.empty((*x.shape[:-1], valid), dtype=x.dtype, device=x.device)
+    response = torch.fft.rfft(taps, size) / every
+    out = torch.empty((*x.shape[:-1], -(-valid // every)), dtype=x.dtype, device=x.device)
     for start in range(0, valid, hop):
         spectrum = torch.fft.rfft(x[..., start : start + size], size)
         spectrum *= response
-        kept = out[..., start : start + hop]
-        kept.copy_(torch.fft.irfft(spectrum, size)[..., len(taps) - 1 : len(taps) - 1 + kept.shape[-1]])
+        kept = out[..., start // every : (start + hop) // every]
+        kept.copy_(torch.fft.irfft(folded(spectrum, size, every), size // every)[..., over : over + kept.shape[-1]])
+    return out
+
+
+def folded(spectrum: torch.Tensor, size: int, every: int) -> torch.Tensor:
+    """Spectrum (..., size / (2 every) + 1) of every so-manyth of `size` real samples, from theirs (..., size / 2 + 1); not divided."""
+    if every == 1:
+        return spectrum
+    length, middle = size // every, size // 2
+    bins = length // 2 + 1
+    out = spectrum[..., :bins].clone()
+    for first in range(length, size, length):
+        direct = max(0, min(bins, middle - first + 1))
+        out[..., :direct] += spectrum[..., first : first + direct]
+        # frequencies beyond the middle are the conjugates of those as far before it
+        beyond = spectrum[..., size - first - bins + 1 : size - first - direct + 1]
+        out[..., direct:] += beyond.conj().flip(-1)
     return out
 
 

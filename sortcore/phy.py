@@ -44,7 +44,7 @@ def export_phy(result: SortingResult, folder: str | Path, dat_path: str | Path |
         for name, array in arrays(result).items():
             np.save(stage / f"{name}.npy", array)
         # read_kilosort_as_analyzer takes the trough from here, and reads it with pickle; without it, it guesses
-        trough = {"nt0min": result.model.templates.trough, "nt": result.model.templates_uv.shape[2], "fs": result.fs}
+        trough = {"nt0min": result.model.trough_uv, "nt": result.model.templates_uv.shape[2], "fs": result.fs}
         np.save(stage / "ops.npy", np.array(trough, dtype=object), allow_pickle=True)
         for name, column in cluster_columns(result).items():
             rows = [f"{k}\t{value}" for k, value in enumerate(column)]
@@ -86,7 +86,7 @@ def relative_amplitudes(result: SortingResult) -> np.ndarray:
     model = result.model
     if not len(result.spikes):
         return np.zeros(0, np.float32)
-    trough_uv = np.abs(model.templates_uv[:, :, model.templates.trough]).max(axis=1)  # (K,)
+    trough_uv = np.abs(model.templates_uv[:, :, model.trough_uv]).max(axis=1)  # (K,)
     ratio = np.divide(np.abs(model.scale_uv), trough_uv, out=np.zeros(len(trough_uv)), where=trough_uv > 0)
     return (result.spikes.amplitudes * ratio[result.spikes.units]).astype(np.float32)
 

@@ -180,6 +180,39 @@ def chunks(segment_lengths: tuple[int, ...], size: int) -> Iterator[Chunk]:
         first = last
 
 
+@dataclass(frozen=True)
+class Thinned:
+    """The samples that are left of a recording when every so-manyth of each segment is kept; what a segment has over is dropped.
+
+    recorded: samples of each segment
+    """
+
+    recorded: tuple[int, ...]
+    every: int
+
+    @property
+    def segment_lengths(self) -> tuple[int, ...]:
+        return tuple(length // self.every for length in self.recorded)
+
+    def recorded_chunk(self, chunk: Chunk) -> Chunk:
+        """The recorded samples that a chunk of those kept is made of; it may reach beyond its segment."""
+        segment = int(np.searchsorted(np.cumsum(self.segment_lengths), chunk.first, side="right"))
+        first = sum(self.recorded[:segment])
+        start, stop = (first + self.every * (t - chunk.first) for t in (chunk.start, chunk.stop))
+        return Chunk(start, stop, first, first + self.recorded[segment])
+
+    def recorded_samples(self, samples: np.ndarray, shifts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(S,) recorded samples, and what they are short of the moment in [-1/2, 1/2], of kept samples (S,) and their shifts (S,)."""
+        if self.every == 1:
+            return samples, shifts
+        ends = np.cumsum(self.segment_lengths)
+        segment = np.minimum(np.searchsorted(ends, samples, side="right"), len(ends) - 1)
+        first = np.r_[0, np.cumsum(self.recorded)[:-1]][segment]
+        within = self.every * (samples - np.r_[0, ends[:-1]][segment] + shifts.astype(np.float64))
+        whole = np.clip(np.rint(within), 0, np.asarray(self.recorded)[segment] - 1)
+        return first + whole.astype(np.int64), (within - whole).astype(np.float32)
+
+
 def read_padded(recording: Recording, chunk: Chunk, margin: int) -> np.ndarray:
     """(T + 2 margin, N) stored values around a chunk; beyond the segment the edge sample is repeated."""
     low, high = max(chunk.start - margin, chunk.first), min(chunk.stop + margin, chunk.last)

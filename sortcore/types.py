@@ -73,6 +73,7 @@ class Preprocessing:
     whitening: (N, N) whitening in space, zero beyond each channel's neighbourhood
     artifact_sd: (N,) a whitened sample beyond this many standard deviations is an artefact
     bad_channels: {recorded channel: reason} for those left out
+    every: of the filtered samples every so-manyth is kept; all that follows works at `whitened_fs`, and times are turned back at the end
     """
 
     channels: np.ndarray
@@ -87,10 +88,16 @@ class Preprocessing:
     whitening: np.ndarray
     artifact_sd: np.ndarray
     bad_channels: dict[int, str] = field(default_factory=dict)
+    every: int = 1
+
+    @property
+    def whitened_fs(self) -> float:
+        """Whitened samples per second."""
+        return self.fs / self.every
 
     @property
     def margin(self) -> int:
-        """Samples on either side that a whitened sample depends on."""
+        """Recorded samples on either side that a whitened sample depends on."""
         return len(self.taps) // 2
 
 
@@ -193,7 +200,7 @@ class Model:
 
     templates: of the tissue in its median place; moving: at other displacements, where it moved
     scale_uv: (K,) microvolts at the trough of the largest channel for an amplitude of one
-    templates_uv: (K, N, D) mean band-passed waveforms in microvolts, on the used channels
+    templates_uv: (K, N, D') mean band-passed waveforms in microvolts at the recording's sampling rate, on the used channels
     """
 
     preprocessing: Preprocessing
@@ -202,6 +209,11 @@ class Model:
     scale_uv: np.ndarray
     templates_uv: np.ndarray
     moving: MovingTemplates | None = None
+
+    @property
+    def trough_uv(self) -> int:
+        """Sample of `templates_uv`, which is at the recording's rate, that a spike's time refers to."""
+        return self.templates.trough * self.preprocessing.every
 
 
 @dataclass(frozen=True)

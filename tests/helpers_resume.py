@@ -16,7 +16,7 @@ from sortcore.ephys.pipeline import model_matcher, run
 from sortcore.ephys.preprocess import Whitener
 from sortcore.export import load_model
 from sortcore.numerics import pick_device
-from sortcore.recording import BinaryRecording, binary_recording
+from sortcore.recording import BinaryRecording, Thinned, binary_recording
 from sortcore.steps import Steps
 from sortcore.types import Probe, SortingResult, Spikes
 from sortcore.workers import InOrder, one_thread_each
@@ -83,5 +83,5 @@ def last_pass(raw: Path, model_file: Path, folder: Path, die_at: int | None = No
     steps = Steps(folder, "last pass", every_seconds=0.0)
     track = Deadly("deconvolve", die_at) if die_at is not None else stages or Stages()
     return steps.keep("deconvolve", SPIKES, lambda: pursuit.deconvolve(
-        lambda c: whitener(recording, c), recording.segment_lengths, model_matcher(model, None, config), model.templates.trough, 30000.0,
-        config.pursuit, track), parts=Spikes)
+        lambda c: whitener(recording, c), Thinned(recording.segment_lengths, model.preprocessing.every).segment_lengths,
+        model_matcher(model, None, config), model.templates.trough, model.preprocessing.whitened_fs, config.pursuit, track), parts=Spikes)

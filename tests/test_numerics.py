@@ -53,6 +53,14 @@ def test_fft_filter_is_a_valid_convolution(rng, length):
     np.testing.assert_allclose(out, [np.convolve(row, taps, "valid") for row in x], atol=1e-10)
 
 
+@pytest.mark.parametrize("every", [2, 3, 5])
+@pytest.mark.parametrize("length", [77, 1000, 1003])
+def test_samples_that_are_not_kept_need_not_be_computed(rng, length, every):
+    taps = rng.standard_normal(24 * every + 1)
+    x, taps = torch.from_numpy(rng.standard_normal((3, length + len(taps) - 1))), torch.from_numpy(taps + taps[::-1])
+    torch.testing.assert_close(numerics.fft_filter(x, taps, every), numerics.fft_filter(x, taps)[:, ::every])
+
+
 def test_shift_delays_a_band_limited_wave():
     t = np.arange(64, dtype=float)
 

@@ -65,7 +65,7 @@ def test_spike_times_are_troughs(sorted_small, small_simulation):
     for u in np.flatnonzero(r.units.label == "good"):
         wave = r.model.templates_uv[u]
         best = np.ptp(wave, axis=1).argmax()
-        assert np.abs(wave[best]).argmax() == r.model.templates.trough
+        assert np.abs(wave[best]).argmax() == r.model.trough_uv
         truth = min((small_simulation.spike_train(k) for k in range(6)), key=lambda t: -match_spikes(t, r.spike_train(u), 12))
         lag = r.spike_train(u)[:, None] - truth
         assert abs(np.median(lag[np.abs(lag) < 15])) <= 1
@@ -78,8 +78,8 @@ def test_amplitudes_agree_with_the_band_passed_data(sorted_small, small_simulati
     for u in np.flatnonzero(r.units.label == "good"):
         mine = r.spikes.units == u
         wave = r.model.templates_uv[u]
-        c = np.abs(wave[:, r.model.templates.trough]).argmax()
-        sign = -np.sign(wave[c, r.model.templates.trough])
+        c = np.abs(wave[:, r.model.trough_uv]).argmax()
+        sign = -np.sign(wave[c, r.model.trough_uv])
         measured = -sign * uv[p.channels[c], r.spikes.samples[mine]]
         claimed = r.amplitudes_uv[mine]
         assert np.median(claimed) == pytest.approx(np.median(measured), rel=0.08)

@@ -14,11 +14,28 @@ from sortcore.ephys.config import PreprocessConfig
 from sortcore.ephys.preprocess import Whitener, bandpass_taps
 from sortcore.errors import RecordingError
 from sortcore.numerics import mad
-from sortcore.recording import Chunk, array_recording, chunks
+from sortcore.recording import ArrayRecording, Chunk, Thinned, array_recording, chunks
 
 N, T = 10, 120_000
-QUICK = PreprocessConfig(noise_seconds=4.0)
+QUICK = PreprocessConfig(noise_seconds=4.0, least_rate_hz=0.0)
+THIN = replace(QUICK, least_rate_hz=15000.0)
 CPU = torch.device("cpu")
+
+
+class Segments(ArrayRecording):
+    """A recording in segments of some lengths."""
+
+    lengths: tuple[int, ...]
+
+    @property
+    def segment_lengths(self):
+        return self.lengths
+
+    @classmethod
+    def of(cls, data, lengths):
+        out = cls(data, FS, 0.2, 0.0)
+        object.__setattr__(out, "lengths", lengths)
+        return out
 
 
 def coloured(seed=0, n=N, t=T):
@@ -54,7 +71,8 @@ def whitened(data, gain=0.2, config=QUICK, probe=None, offset=0.0):
     """(N, T) of all of it, and the Preprocessing."""
     recording = array_recording(data, FS, gain, offset)
     learned = preprocess.learn(recording, probe or column(data.shape[1]), config)
-    return Whitener(learned, CPU)(recording, Chunk(0, len(data), 0, len(data))).numpy(), learned
+    n = len(data) // learned.every
+    return Whitener(learned, CPU)(recording, Chunk(0, n, 0, n)).numpy(), learned
 
 
 def sure_white(x):
@@ -68,14 +86,16 @@ def sure_white(x):
         assert np.abs(across - np.diag(np.diag(across))).max() < 0.1, f"lag {lag}, between channels"
 
 
-def test_white_noise_stays_white():
-    x, _ = whitened(stored(8 * np.random.default_rng(0).standard_normal((T, N))))
+@pytest.mark.parametrize("config", [QUICK, THIN])
+def test_white_noise_stays_white(config):
+    x, _ = whitened(stored(8 * np.random.default_rng(0).standard_normal((T, N))), config=config)
     np.testing.assert_allclose(mad(x), 1, atol=0.03)
     sure_white(x)
 
 
-def test_coloured_and_correlated_noise_becomes_white():
-    x, _ = whitened(stored(coloured()))
+@pytest.mark.parametrize("config", [QUICK, THIN])
+def test_coloured_and_correlated_noise_becomes_white(config):
+    x, _ = whitened(stored(coloured()), config=config)
     np.testing.assert_allclose(mad(x), 1, atol=0.03)
     sure_white(x)
 
@@ -209,18 +229,50 @@ def test_an_offset_that_nobody_told_of_does_no_harm():
     np.testing.assert_allclose(x - x.mean(axis=1, keepdims=True), expected - expected.mean(axis=1, keepdims=True), atol=0.02)
 
 
+@pytest.mark.parametrize("config", [QUICK, THIN])
 @pytest.mark.parametrize("lengths", [(60_000,), (20_000, 33_000, 7_000)])
 @pytest.mark.parametrize("size", [60_000, 7001, 1000, 64])
-def test_one_chunk_equals_many(lengths, size):
+def test_one_chunk_equals_many(lengths, size, config):
     data = spiking(coloured(t=60_000))[0]
-    recording = array_recording(stored(data), FS, 0.2)
-    learned = preprocess.learn(recording, column(N), QUICK)
-    whitener = Whitener(learned, CPU)
-    parts = [p for p in chunks(lengths, size) if p.start < 12_000 or size > 5000]
-    bounds = np.cumsum((0, *lengths))
+    recording = Segments.of(stored(data), lengths)
+    learned = preprocess.learn(recording, column(N), config)
+    whitener, kept = Whitener(learned, CPU), Thinned(lengths, learned.every).segment_lengths
+    parts = [p for p in chunks(kept, size) if p.start < 12_000 or size > 5000]
+    bounds = np.cumsum((0, *kept))
     whole = np.concatenate([whitener(recording, Chunk(a, b, a, b)).numpy() for a, b in pairwise(bounds)], axis=1)
     for part in parts:
         np.testing.assert_allclose(whitener(recording, part).numpy(), whole[:, part.start : part.stop], atol=1e-4)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_thinned_samples_are_found_again_in_the_recording(every):
+    lengths = (100, every - 1, 31, 58)
+    thinned = Thinned(lengths, every)
+    kept, first = [], 0
+    for length in lengths:
+        kept += [first + every * i for i in range(length // every)]
+        first += length
+    assert sum(thinned.segment_lengths) == len(kept)
+    samples, shifts = thinned.recorded_samples(np.arange(len(kept)), np.zeros(len(kept), np.float32))
+    assert samples.tolist() == kept and not shifts.any()
+    for chunk in chunks(thinned.segment_lengths, 7):
+        there = thinned.recorded_chunk(chunk)
+        assert there.start == kept[chunk.start] and there.stop - there.start == every * (chunk.stop - chunk.start)
+        assert there.first <= there.start < there.stop <= there.last and there.last - there.first in lengths
+    moments = np.array([3 + 0.25, 5 - 0.5, len(kept) - 1 + 0.4])
+    samples, shifts = thinned.recorded_samples(np.rint(moments).astype(int), (moments - np.rint(moments)).astype(np.float32))
+    expected = [every * 3.25, every * 4.5, kept[-1] + every * 0.4]
+    np.testing.assert_allclose(samples + shifts, expected, atol=1e-5)
+    assert samples.max() < sum(lengths)
+
+
+def test_thinning_keeps_the_noise_white_and_the_spikes_large():
+    data, _ = spiking(coloured(t=60_000))
+    (full, _), (thin, learned) = whitened(stored(data)), whitened(stored(data), config=THIN)
+    assert learned.every == 2 and learned.whitened_fs == FS / 2 and thin.shape[1] == full.shape[1] // 2
+    # half the noise is left out with the high frequencies, where spikes have nothing: as much energy in half as many samples
+    assert np.quantile(np.abs(thin), 0.999) == pytest.approx(np.sqrt(2) * np.quantile(np.abs(full), 0.999), rel=0.1)
+    assert preprocess.thinning(20000, 15000) == 1 and preprocess.thinning(50000, 15000) == 3 and preprocess.thinning(30000, 0) == 1
 
 
 def test_whitening_is_repeatable_and_on_every_device(device):

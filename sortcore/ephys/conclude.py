@@ -13,7 +13,7 @@ from sortcore.ephys.config import SortConfig
 from sortcore.ephys.waveforms import mean_waveforms
 from sortcore.matching import Matcher
 from sortcore.moving import MovingMatcher
-from sortcore.numerics import moved_by
+from sortcore.numerics import moved_by, shift
 from sortcore.recording import Recording
 from sortcore.types import FitLog, Model, MovingTemplates, Preprocessing, Priors, Probe, SortingResult, Spikes, Templates
 from sortcore.version import __version__
@@ -25,11 +25,13 @@ HOME_UM = 2.0
 
 
 def conclude(recording: Recording, learned: Preprocessing, matcher: Matcher | MovingMatcher, priors: Priors, spikes: Spikes, log: FitLog,
-             config: SortConfig, seed: int, before: int, after: int) -> SortingResult:
-    """Waveforms in microvolts, the unit table and the model, from the spikes that were found; timings are left open."""
+             config: SortConfig, seed: int, trough: int) -> SortingResult:
+    """Waveforms in microvolts, the unit table and the model, from the spikes that were found, at samples of the recording; timings
+    are left open. trough: the sample of the matcher's templates that these times are of."""
     n_samples = sum(recording.segment_lengths)
     k, still = len(priors.amp_mean), matcher.reference
     spikes = spikes.select(background.own(spikes, still, recording.fs, config.curate.min_probability))
+    before, after = (learned.every * n for n in (trough, still.n_samples - 1 - trough))
     slack = int(TROUGH_REACH_MS * recording.fs / 1000)
     averages = mean_waveforms(recording, learned, at_home(spikes, matcher, recording.fs), k, before + slack, after + slack)
     shifts, templates_uv = at_trough(averages, before, after, slack)
@@ -43,9 +45,10 @@ def conclude(recording: Recording, learned: Preprocessing, matcher: Matcher | Mo
     units = curate.measure(spikes, templates_uv[order], priors, still.threshold[order], still.parameters()[order], learned, n_samples,
                            config.curate)
     scale = np.abs(templates_uv[order, :, before]).max(axis=1, initial=0) / np.maximum(priors.amp_mean, 1e-9)
-    waveforms = brought_to_trough(still.waveforms(), order, shifts)
-    moving = moving_templates(matcher, order, shifts, config.fit.rank) if isinstance(matcher, MovingMatcher) else None
-    model = Model(learned, Templates(*low_rank(waveforms, config.fit.rank), before), priors, scale.astype(np.float32), templates_uv[order],
+    late = shifts / learned.every
+    waveforms = brought_to_trough(still.waveforms(), order, late)
+    moving = moving_templates(matcher, order, late, config.fit.rank) if isinstance(matcher, MovingMatcher) else None
+    model = Model(learned, Templates(*low_rank(waveforms, config.fit.rank), trough), priors, scale.astype(np.float32), templates_uv[order],
                   moving)
     motion = matcher.motion if isinstance(matcher, MovingMatcher) else None
     lengths = tuple(recording.segment_lengths)
@@ -71,8 +74,11 @@ def moving_templates(matcher: MovingMatcher, order: np.ndarray, shifts: np.ndarr
 
 
 def brought_to_trough(waveforms: np.ndarray, order: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """Waveforms (K, N, D) of the units in `order`, each moved back by its shift (K,)."""
-    return np.array([moved_by(waveforms[u], -shifts[u]) for u in order]).reshape(-1, *waveforms.shape[1:])
+    """Waveforms (K, N, D) of the units in `order`, each moved back by its shift (K,), which may be of less than a sample."""
+    whole = np.rint(shifts).astype(int)
+    rest = shifts - whole
+    moved = (moved_by(waveforms[u], -whole[u]) if rest[u] == 0 else shift(moved_by(waveforms[u], -whole[u]), -rest[u]) for u in order)
+    return np.array(list(moved)).reshape(-1, *waveforms.shape[1:])
 
 
 def at_trough(averages: np.ndarray, before: int, after: int, slack: int) -> tuple[np.ndarray, np.ndarray]:

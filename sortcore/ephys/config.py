@@ -21,6 +21,7 @@ class PreprocessConfig(Checked):
     highpass_hz: float = setting(300.0, "lower edge of the band-pass filter", "Hz", 1.0, 5000.0)
     lowpass_hz: float = setting(0.0, "upper edge of the band-pass filter; 0 leaves the high frequencies to the whitening", "Hz", 0.0)
     reference: str = setting("auto", "common reference taken off each sample: median of the shank, median of a ring (local), none; auto takes the median from 32 channels a shank on", choices=("auto", "median", "local", "none"))
+    least_rate_hz: float = setting(15000.0, "samples are thinned to the lowest whole share of the sampling rate that is not under this; 0 keeps all", "Hz", 0.0)
     whitening_um: float = setting(100.0, "contacts within this distance are whitened together", "um", 0.0)
     whiten_time: bool = setting(True, "whiten in time as well as in space")
     artifact_sd: float = setting(300.0, "a whitened sample beyond this is an artefact and masked on its channel; so is one that spans most of a shank", "sd", 10.0, 30000.0)

@@ -50,7 +50,7 @@ def find_motion(whitened: Whitened, segment_lengths: tuple[int, ...], learned: P
         return None
     motion, follower, x = None, None, sample.x
     unwhitening = np.linalg.pinv(learned.whitening.astype(np.float64)).astype(np.float32)
-    share = float(np.clip(EVENTS_A_BIN * n_windows(probe, config) * len(sample.times_s) / learned.fs
+    share = float(np.clip(EVENTS_A_BIN * n_windows(probe, config) * len(sample.times_s) / learned.whitened_fs
                           / max(len(events), 1) / config.bin_seconds, *SCANNED))
     for i in range(config.rounds):
         if sample.whole:
@@ -79,7 +79,7 @@ def n_windows(probe: Probe, config: DriftConfig) -> int:
 def scan(whitened: Whitened, segment_lengths: tuple[int, ...], learned: Preprocessing, unwhitening: np.ndarray, follower: Follower | None,
          look: Look, bin_seconds: float, share: float, track: Track, stage: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(S,) times in s, depths in um and sizes of the events in a share of every time bin of a long recording."""
-    fs = learned.fs
+    fs = learned.whitened_fs
     pieces = list(chunks(segment_lengths, int(bin_seconds * fs)))
 
     def see(c: Chunk) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -98,7 +98,7 @@ def scan(whitened: Whitened, segment_lengths: tuple[int, ...], learned: Preproce
 def places(x: np.ndarray, samples: np.ndarray, channels: np.ndarray, preprocessing: Preprocessing,
            unwhitening: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(S,) depth in um and (S,) size in microvolts of events (S,) of x (N, T) whitened; unwhitening: (N, N) back to microvolts."""
-    probe, half = preprocessing.probe, int(HALF_MS * preprocessing.fs / 1000)
+    probe, half = preprocessing.probe, int(HALF_MS * preprocessing.whitened_fs / 1000)
     distance = np.linalg.norm(probe.positions_um[:, None] - probe.positions_um[None], axis=2)
     near = (distance <= NEAR_UM) & (probe.shank[:, None] == probe.shank[None])
     depth, size = np.full(len(samples), np.nan), np.zeros(len(samples))

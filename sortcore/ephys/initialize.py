@@ -12,11 +12,12 @@ import numpy as np
 from sortcore.cluster import cluster
 from sortcore.ephys.config import InitializeConfig
 from sortcore.medians import channel_median
-from sortcore.numerics import leading, nearest_channels
+from sortcore.numerics import leading, nearest_channels, shift
 from sortcore.types import Detections, Probe
 from sortcore.workers import in_order
 
 BASIS_SIZE = 8
+DELAYS = np.arange(-8, 9) / 8  # samples
 MOST_EVENTS = 3000  # a channel's events beyond this many are thinned evenly
 MOST_AVERAGED = 150  # a mean of so many is as good as the fit needs to start
 
@@ -35,12 +36,14 @@ def initialize(x: np.ndarray, detections: Detections, probe: Probe, before: int,
         mine = samples[channels == c]
         mine = mine[np.linspace(0, len(mine) - 1, min(len(mine), MOST_EVENTS)).astype(int)]
         local, wide = (nearest_channels(probe, c, f * config.radius_um) for f in (1, 2))
-        features = take(x, mine, local, before, after) @ basis.T  # (S, M, B)
+        snippets = take(x, mine, local, before, after)
+        delays = off_centre(snippets, basis[0])
+        features = centred(snippets, delays) @ basis.T  # (S, M, B)
         found = []
         for members in split(features.reshape(len(mine), -1), config):
             full = np.zeros((x.shape[0], before + after + 1), np.float32)
             some = members[:: 1 + len(members) // MOST_AVERAGED]
-            full[wide] = robust_mean(take(x, mine[some], wide, before, after))
+            full[wide] = robust_mean(centred(take(x, mine[some], wide, before, after), delays[some]))
             found.append((full, len(members)))
         return found
 
@@ -48,6 +51,19 @@ def initialize(x: np.ndarray, detections: Detections, probe: Probe, before: int,
     if not found:
         return np.zeros((0, x.shape[0], before + after + 1), np.float32), np.zeros(0, np.int64)
     return np.array([w for w, _ in found]), np.array([n for _, n in found])
+
+
+def off_centre(snippets: np.ndarray, profile: np.ndarray) -> np.ndarray:
+    """(S,) by how many DELAYS snippets (S, M, D) come late: where the profile (D,), delayed by so much, holds most of their energy."""
+    return ((snippets @ shift(profile, DELAYS).T) ** 2).sum(axis=1).argmax(axis=1)
+
+
+def centred(snippets: np.ndarray, delays: np.ndarray) -> np.ndarray:
+    """Snippets (S, M, D) each moved forward by one of DELAYS (S,)."""
+    out, forward = np.empty_like(snippets), shift(np.eye(snippets.shape[2], dtype=np.float32), -DELAYS)
+    for i in np.unique(delays):
+        out[delays == i] = snippets[delays == i] @ forward[i]
+    return out
 
 
 def take(x: np.ndarray, samples: np.ndarray, channels: np.ndarray, before: int, after: int) -> np.ndarray:

@@ -27,7 +27,7 @@ from sortcore.matching import Matcher
 from sortcore.moving import MovingMatcher, moving_matcher
 from sortcore.numerics import pick_device
 from sortcore.progress import Track, bars, silent
-from sortcore.recording import Chunk, Recording, array_recording
+from sortcore.recording import Chunk, Recording, Thinned, array_recording
 from sortcore.sample import Sample, stretches, take_sample
 from sortcore.steps import Steps, open_steps
 from sortcore.types import Detections, Model, Motion, Preprocessing, Probe, SortingResult, Spikes
@@ -64,9 +64,10 @@ def sort(recording: Recording | np.ndarray, probe: Probe | None = None, config: 
 def run(steps: Steps, recording: Recording, probe: Probe, config: SortConfig, device: torch.device, seed: int,
         track: Track) -> SortingResult:
     """The stages one after another, each kept with the settings that it depends on."""
-    clock, lengths, spread = Clock(), recording.segment_lengths, spread_now()
+    clock, spread = Clock(), spread_now()
     learned = steps.keep("noise", NOISE, lambda: preprocess.learn(recording, probe, config.preprocess), config.preprocess)
-    whitener = preprocess.Whitener(learned, device)
+    whitener, thinned, fs = preprocess.Whitener(learned, device), Thinned(recording.segment_lengths, learned.every), learned.whitened_fs
+    lengths = thinned.segment_lengths
     clock.lap("learn noise")
 
     def whitened(chunk: Chunk) -> torch.Tensor:
@@ -75,7 +76,7 @@ def run(steps: Steps, recording: Recording, probe: Probe, config: SortConfig, de
     @cache
     def sample() -> Sample:  # made when it is first asked for: what is kept may do without it
         with spread_by(spread):  # no part of the stage that asks
-            made = take_sample(whitened, len(learned.channels), lengths, recording.fs, config, track)
+            made = take_sample(whitened, len(learned.channels), lengths, fs, config, track)
         clock.lap("preprocess")
         return made
 
@@ -85,7 +86,7 @@ def run(steps: Steps, recording: Recording, probe: Probe, config: SortConfig, de
     clock.lap("detect")
     moved = steps.keep("drift", MOTION, lambda: find_motion(whitened, lengths, learned, sample(), detected.events, look, config.drift,
                                                             track), config.drift, parts=lambda *arrays: arrays)
-    before, after = template_window(recording.fs, config)
+    before, after = template_window(fs, config)
     clock.lap("drift")
 
     @cache
@@ -100,20 +101,20 @@ def run(steps: Steps, recording: Recording, probe: Probe, config: SortConfig, de
 
     first = steps.keep("initialize", CLUSTERS, lambda: clusters(sample().x, detected.events), config.initialize, before, after)
     clock.lap("initialize")
-    matcher, priors, log = steps.keep("fit", FIT, lambda: fit(sample().x, *first, learned.probe, recording.fs, config.fit, config.pursuit,
-                                                              before, config.initialize.min_spikes, clusters, follower(), track),
+    matcher, priors, log = steps.keep("fit", FIT, lambda: fit(sample().x, *first, learned.probe, fs, config.fit, config.pursuit, before,
+                                                              config.initialize.min_spikes, clusters, follower(), track),
                                       config.fit, config.pursuit)
     clock.lap("fit")
-    in_memory = stretches(len(learned.channels), lengths, recording.fs, config).whole
+    in_memory = stretches(len(learned.channels), lengths, fs, config).whole
 
     def all_spikes() -> Spikes:
         source = sample().source(whitened, device) if in_memory else whitened
         with spread_by(threads_here if in_memory else None):  # what is in memory here need not travel
-            return pursuit.deconvolve(source, lengths, matcher, before, recording.fs, config.pursuit, track)
+            return pursuit.deconvolve(source, lengths, matcher, before, fs, config.pursuit, track)
 
     spikes = steps.keep("deconvolve", SPIKES, all_spikes, parts=Spikes)
     clock.lap("deconvolve")
-    result = conclude(recording, learned, matcher, priors, spikes, log, config, seed, before, after)
+    result = conclude(recording, learned, matcher, priors, recorded(spikes, thinned), log, config, seed, before)
     clock.lap("curate")
     return replace(result, timings_s=dict(clock.laps))
 
@@ -137,14 +138,22 @@ def deconvolve(recording: Recording | np.ndarray, model: Model, config: SortConf
         )
     whitener = preprocess.Whitener(p, torch_device)
     matcher = model_matcher(model, motion, config)
+    thinned = Thinned(recording.segment_lengths, p.every)
     with spread_by(spread):
-        return pursuit.deconvolve(lambda c: whitener(recording, c), recording.segment_lengths, matcher, model.templates.trough, p.fs,
-                                  config.pursuit, track)
+        spikes = pursuit.deconvolve(lambda c: whitener(recording, c), thinned.segment_lengths, matcher, model.templates.trough,
+                                    p.whitened_fs, config.pursuit, track)
+    return recorded(spikes, thinned)
+
+
+def recorded(spikes: Spikes, thinned: Thinned) -> Spikes:
+    """Spikes at samples of the recording, from those at samples of the thinned one."""
+    samples, shifts = thinned.recorded_samples(spikes.samples, spikes.shifts)
+    return replace(spikes, samples=samples, shifts=shifts)
 
 
 def model_matcher(model: Model, motion: Motion | None, config: SortConfig) -> Matcher | MovingMatcher:
     """The templates of a model made ready for matching, moving where the tissue does."""
-    fs, how = model.preprocessing.fs, (config.pursuit.subsamples, config.pursuit.amplitude_prior)
+    fs, how = model.preprocessing.whitened_fs, (config.pursuit.subsamples, config.pursuit.amplitude_prior)
     if motion is None or model.moving is None:
         return matching.prepare(model.templates.dense(), model.priors, fs, *how)
     m = model.moving
@@ -196,7 +205,7 @@ def template_window(fs: float, config: SortConfig) -> tuple[int, int]:
 
 def detector(sample: Sample, learned: Preprocessing, config: SortConfig, seed: int, track: Track) -> Detected:
     """A detector made from the sample's largest events, and what it finds in the sample."""
-    fs, positions = learned.fs, learned.probe.positions_um
+    fs, positions = learned.whitened_fs, learned.probe.positions_um
     some = sample.x[:, : int(10 * fs)].float().numpy()
     prototypes, trough = detect.learn_prototypes(some, int(0.0006 * fs), int(0.001 * fs), seed)
     bank = detect.make_bank(prototypes, trough, learned.probe, config.detect.radius_um)
@@ -206,5 +215,5 @@ def detector(sample: Sample, learned: Preprocessing, config: SortConfig, seed: i
 
 def looking(found: Detected, learned: Preprocessing, config: SortConfig) -> Callable[[torch.Tensor], Detections]:
     """A function that finds the events of x (N, T) whitened."""
-    how = (found.bank, found.threshold, config.detect, learned.fs, learned.probe.positions_um)
+    how = (found.bank, found.threshold, config.detect, learned.whitened_fs, learned.probe.positions_um)
     return lambda x: detect.detect_all(x, *how)

@@ -17,17 +17,18 @@ from sortcore.ephys.config import PreprocessConfig
 from sortcore.errors import RecordingError
 from sortcore.medians import channel_median
 from sortcore.numerics import fft_filter, mad
-from sortcore.recording import Chunk, Recording, chunks, read_padded
+from sortcore.recording import Chunk, Recording, Thinned, chunks, read_padded
 from sortcore.types import Preprocessing, Probe
 from sortcore.workers import in_order
 
-AR_ORDER = 12
+AR_MS = 0.4  # span of the model of the noise's spectrum
 SPIKE_SD = 4.0  # a sample beyond this many standard deviations is taken for a spike when noise is estimated
 ARTIFACT_MS = 1.5  # masked on either side of an artefact
 SHANK_WIDE_SD = 8.0  # beyond this on most of a shank at one sample is no spike
 SHANK_WIDE_FROM = 16  # contacts a shank must have for that test
 BAND = 64  # channels whitened in space by one product
 THIN = 5  # every fifth sample is enough for a median
+EDGE_WIDTH = 0.03  # share of the band over which the filter falls off where samples are thinned
 MEDIAN_FROM_CHANNELS = 32  # below that a common median takes away too much of a spike
 
 
@@ -36,28 +37,35 @@ def learn(recording: Recording, probe: Probe, config: PreprocessConfig) -> Prepr
 
     Raises RecordingError where no channel can be used.
     """
-    bandpass = bandpass_taps(recording.fs, config.highpass_hz, config.lowpass_hz)
+    every = thinning(recording.fs, config.least_rate_hz)
+    everything, bandpass = (bandpass_taps(recording.fs, config.highpass_hz, config.lowpass_hz, e) for e in (1, every))
     stretches = noise_stretches(recording, config.noise_seconds, len(bandpass) // 2)
     channels, bad = usable_channels(stretches, bandpass, recording)
     probe = probe.select(channels)
     base = Preprocessing(
         channels=channels, n_recorded=recording.n_channels, fs=recording.fs, gain_uv=recording.gain_uv[channels],
         offset=recording.offset[channels], probe=probe, reference=pick_reference(config.reference, probe), taps=bandpass,
-        bandpass_taps=bandpass, whitening=np.eye(len(channels), dtype=np.float32),
-        artifact_sd=np.full(len(channels), float(config.artifact_sd)), bad_channels=bad,
+        bandpass_taps=everything, whitening=np.eye(len(channels), dtype=np.float32),
+        artifact_sd=np.full(len(channels), float(config.artifact_sd)), bad_channels=bad, every=every,
     )
     banded = list(in_order(lambda s: banded_stretch(base, s), stretches))
     sd = np.median(list(in_order(lambda b: mad(b[:, ::THIN]), banded)), axis=0)
-    free = list(in_order(lambda b: spike_free(b, sd, probe, config.whitening_um, recording.fs), banded))
-    taps = whitening_taps(bandpass, banded, free, sd) if config.whiten_time else bandpass
+    free = list(in_order(lambda b: spike_free(b, sd, probe, config.whitening_um, base.whitened_fs), banded))
+    taps = whitening_taps(bandpass, banded, free, sd, base.whitened_fs, every) if config.whiten_time else bandpass
     timed = list(in_order(lambda s: banded_stretch(base, s, taps), stretches))
     whitening = spatial_whitening(timed, free, probe, config.whitening_um)
     return Preprocessing(**{**vars(base), "taps": taps, "whitening": whitening})
 
 
-def bandpass_taps(fs: float, low_hz: float, high_hz: float) -> np.ndarray:
-    """Zero-phase FIR with the squared magnitude of a third-order Butterworth band-pass (or high-pass where high_hz is 0)."""
-    half = int(3.0 * fs / low_hz)
+def thinning(fs: float, least_hz: float) -> int:
+    """Every how-manyth sample is kept for at least so many a second."""
+    return max(1, int(fs / least_hz + 1e-6)) if least_hz else 1
+
+
+def bandpass_taps(fs: float, low_hz: float, high_hz: float, every: int = 1) -> np.ndarray:
+    """Zero-phase FIR with the squared magnitude of a third-order Butterworth band-pass (or high-pass where high_hz is 0), and
+    nothing beyond what every so-manyth sample can hold."""
+    half = every * int(3.0 * fs / low_hz / every)
     n = 16 * half
     frequency = np.fft.rfftfreq(n, 1 / fs)
     if high_hz and high_hz < 0.49 * fs:
@@ -65,7 +73,9 @@ def bandpass_taps(fs: float, low_hz: float, high_hz: float) -> np.ndarray:
     else:
         sos = butter(3, low_hz, "highpass", fs=fs, output="sos")
     _, response = freqz_sos(sos, frequency, fs=fs)
-    return windowed_taps(np.abs(response) ** 2, half)
+    highest = 0.5 * fs / every
+    inside = np.clip((highest - frequency) / (EDGE_WIDTH * highest), 0, 1) if every > 1 else 1.0
+    return windowed_taps(np.abs(response) ** 2 * np.sin(0.5 * np.pi * inside) ** 2, half)
 
 
 def windowed_taps(magnitude: np.ndarray, half: int) -> np.ndarray:
@@ -128,8 +138,8 @@ def pick_reference(reference: str, probe: Probe) -> str:
 def banded_stretch(preprocessing: Preprocessing, stored: np.ndarray, taps: np.ndarray | None = None) -> np.ndarray:
     """(N, T) referenced and filtered stretch in microvolts, of stored values with the filter's margin."""
     whitener = Whitener(preprocessing, torch.device("cpu"))
-    x = whitener.referenced(stored)
-    return fft_filter(x, torch.from_numpy(preprocessing.taps if taps is None else taps)).numpy()
+    x = fft_filter(whitener.microvolts(stored), torch.from_numpy(preprocessing.taps if taps is None else taps), preprocessing.every)
+    return whitener.referenced(x).numpy()
 
 
 def spike_free(x: np.ndarray, sd: np.ndarray, probe: Probe, radius_um: float, fs: float) -> np.ndarray:
@@ -149,14 +159,17 @@ def neighbours(probe: Probe, radius_um: float) -> np.ndarray:
     return (distance <= radius_um) & (probe.shank[:, None] == probe.shank[None])
 
 
-def whitening_taps(bandpass: np.ndarray, banded: list[np.ndarray], free: list[np.ndarray], sd: np.ndarray) -> np.ndarray:
-    """The band-pass divided by the noise's amplitude spectrum, an AR(12) model of the spike-free samples of all channels."""
+def whitening_taps(bandpass: np.ndarray, banded: list[np.ndarray], free: list[np.ndarray], sd: np.ndarray,
+                   fs: float, every: int) -> np.ndarray:
+    """The band-pass divided by the noise's amplitude spectrum, an autoregressive model of the spike-free samples of all channels."""
+
+    order = max(2, round(AR_MS * fs / 1000))
 
     def sums(pair: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         mask = pair[1].astype(np.float32)
         z = pair[0] / sd[:, None].astype(np.float32) * mask
         t = z.shape[1]
-        return np.array([[np.einsum("nt,nt->", y[:, : t - lag], y[:, lag:]) for lag in range(AR_ORDER + 1)] for y in (z, mask)], float)
+        return np.array([[np.einsum("nt,nt->", y[:, : t - lag], y[:, lag:]) for lag in range(order + 1)] for y in (z, mask)], float)
 
     total, count = np.sum(list(in_order(sums, list(zip(banded, free, strict=True)))), axis=0)
     covariance = total / count
@@ -164,7 +177,9 @@ def whitening_taps(bandpass: np.ndarray, banded: list[np.ndarray], free: list[np
     ar = solve_toeplitz(covariance[:-1], covariance[1:])
     half = len(bandpass) // 2
     n = 16 * half
-    inverse = np.abs(np.fft.rfft(np.r_[1.0, -ar], n))  # 1 / sqrt(S): the prediction-error filter whitens
+    error = np.zeros(1 + order * every)
+    error[::every] = np.r_[1.0, -ar]
+    inverse = np.abs(np.fft.rfft(error, n))  # 1 / sqrt(S): the prediction-error filter whitens
     response = np.abs(np.fft.rfft(bandpass, n))
     taps = windowed_taps(response * inverse, half)
     return taps / np.sqrt(np.sum(taps.astype(np.float64) ** 2)).astype(np.float32)
@@ -203,17 +218,18 @@ class Whitener:
         self.gain = torch.from_numpy(p.gain_uv.astype(np.float32)).to(device)[:, None]
         self.offset = torch.from_numpy(p.offset.astype(np.float32)).to(device)[:, None]
         self.artifact = torch.from_numpy(p.artifact_sd.astype(np.float32)).to(device)[:, None]
-        self.reach = int(ARTIFACT_MS * p.fs / 1000)
+        self.reach = int(ARTIFACT_MS * p.whitened_fs / 1000)
         if p.reference == "local":
             self.local_reference = torch.from_numpy(ring(p.probe)).to(device)
         self.everything = bool(np.array_equal(p.channels, np.arange(p.n_recorded)))
         self.shanks = [torch.from_numpy(np.flatnonzero(p.probe.shank == s)).to(device) for s in np.unique(p.probe.shank)]
 
     def __call__(self, recording: Recording, chunk: Chunk) -> torch.Tensor:
-        """(N, T) whitened samples of a chunk, float32."""
+        """(N, T) whitened samples of a chunk of the thinned recording, float32."""
         wide = Chunk(chunk.start - self.reach, chunk.stop + self.reach, chunk.first, chunk.last)
-        x = fft_filter(self.referenced(read_padded(recording, wide, self.margin)), self.taps)
-        return self.masked(self.in_space(x))[:, self.reach : x.shape[1] - self.reach].contiguous()
+        wide = Thinned(recording.segment_lengths, self.preprocessing.every).recorded_chunk(wide)
+        x = fft_filter(self.microvolts(read_padded(recording, wide, self.margin)), self.taps, self.preprocessing.every)
+        return self.masked(self.in_space(self.referenced(x)))[:, self.reach : x.shape[1] - self.reach].contiguous()
 
     def in_space(self, x: torch.Tensor) -> torch.Tensor:
         """(N, T) whitened in space; only neighbouring channels are multiplied, so that cost grows with N and not its square."""
@@ -222,8 +238,8 @@ class Whitener:
             torch.mm(product, x[columns], out=out[rows])
         return out
 
-    def referenced(self, stored: np.ndarray) -> torch.Tensor:
-        """(N, T) microvolts of the used channels, without the common reference, from stored values (T, n_recorded)."""
+    def microvolts(self, stored: np.ndarray) -> torch.Tensor:
+        """(N, T) microvolts of the used channels, from stored values (T, n_recorded)."""
         p = self.preprocessing
         if not self.everything:
             stored = stored[:, p.channels]
@@ -233,11 +249,16 @@ class Whitener:
             x = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
         x -= self.offset
         x *= self.gain
-        if p.reference == "median":
+        return x
+
+    def referenced(self, x: torch.Tensor) -> torch.Tensor:
+        """x (N, T) without the common reference, in place. x is filtered: a median over channels that drift apart would be that of
+        the channel in the middle."""
+        if self.preprocessing.reference == "median":
             for shank in self.shanks:
                 part = slice(None) if len(self.shanks) == 1 else shank
                 x[part] -= median_of_rows(x[part])
-        elif p.reference == "local":
+        elif self.preprocessing.reference == "local":
             x -= self.local_reference @ x
         return x
 
