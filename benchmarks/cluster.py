@@ -151,8 +151,9 @@ def table(costs: list[Costs], n: int, hours: float, workers: int) -> str:
     rows.append(["sum", "", "", f"{(all_spread + all_local) / 3600:.1f}", f"{(all_spread / workers + all_local) / 3600:.1f}"])
     size = n * FS * BYTES * seconds
     return markdown(rows) + (
-        f"\nThe recording is {size / 1e9:.0f} GB; it is read {SCANNED + both:.2f} times. A chunk of the last pass is {longer / RATE:.3f} s,\n"
-        f"and {both:.2f} times that with its margins. Each worker is sent {at(costs, 'sent', n) / 1e9:.2f} GB once; "
+        f"\nThe recording is {size / 1e9:.0f} GB; it is read {SCANNED + both:.2f} times. A chunk of the last pass is "
+        f"{longer / RATE:.3f} s,\nand {both:.2f} times that with its margins. Each worker is sent "
+        f"{at(costs, 'sent', n) / 1e9:.2f} GB once; "
         f"{at(costs, 'spikes_hz', n, square=False) * 28 * seconds / 1e9:.2f} GB of spikes come back."
     )
 

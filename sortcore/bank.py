@@ -132,7 +132,7 @@ def sums_removed(bank: Bank, fs: float, n_samples: int) -> Bank:
     for i in np.argsort(counts, kind="stable"):
         x = np.zeros((n, 3 * d), np.float32)
         x[:, d : 2 * d] = waveforms[i]
-        score = matching.scores(matcher, torch.from_numpy(x)).numpy()
+        score = matching.scores_near(matcher, torch.from_numpy(x), matching.near(matcher, i)).numpy()
         score[i] = matching.DEAD
         score[~left | (counts < 2 * counts[i])] = matching.DEAD
         spikes = matching.match(matcher, score, 5)

@@ -9,13 +9,14 @@ correlating every channel with a temporal basis, and the templates need no basis
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 TOGETHER = 32  # units in a matrix product: the more, the wider the range of channels that they touch
 WINDOWS, FEWEST = 2048, 24  # windows times channels worked on at once, to stay in a core's cache; and windows, for a fast product
+ON_CARD = 64  # times as many where there is no such cache but much to keep busy
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,17 @@ class Spectra:
     n_samples: int
     size: int
     parts: tuple[tuple[int, int, int, torch.Tensor], ...]
+    elsewhere: dict[tuple[torch.device, torch.dtype], tuple[tuple[int, int, int, torch.Tensor], ...]] = field(default_factory=dict)
+
+    def like(self, x: torch.Tensor) -> tuple[tuple[int, int, int, torch.Tensor], ...]:
+        """`parts` on the device and in the precision of x; they are brought there once."""
+        place = (x.device, x.dtype)
+        if place not in self.elsewhere:
+            self.elsewhere[place] = tuple((first, low, high, product.to(x)) for first, low, high, product in self.parts)
+        return self.elsewhere[place]
+
+    def __reduce__(self) -> tuple[type[Spectra], tuple[int, int, int, tuple[tuple[int, int, int, torch.Tensor], ...]]]:
+        return Spectra, (self.n_units, self.n_samples, self.size, self.parts)  # what another process is sent
 
 
 def make_spectra(waveforms: np.ndarray) -> Spectra:
@@ -55,9 +67,9 @@ def correlation(templates: Spectra, x: torch.Tensor) -> torch.Tensor:
     hop, f = size - templates.n_samples + 1, size // 2 + 1
     valid = max(0, x.shape[1] - templates.n_samples + 1)
     out = torch.empty((templates.n_units, valid), dtype=x.dtype, device=x.device)
-    parts = [(first, low, high, product.to(x)) for first, low, high, product in templates.parts]
-    n_windows = -(-valid // hop)
-    n_pieces = -(-n_windows // max(FEWEST, WINDOWS // max(1, len(x))))
+    parts = templates.like(x)
+    n_windows, at_once = -(-valid // hop), WINDOWS if x.device.type == "cpu" else ON_CARD * WINDOWS
+    n_pieces = -(-n_windows // max(FEWEST, at_once // max(1, len(x))))
     for first_window, last_window in itertools.pairwise(round(i * n_windows / max(1, n_pieces)) for i in range(n_pieces + 1)):
         n, start = last_window - first_window, first_window * hop
         piece = x[:, start : start + (n - 1) * hop + size]

@@ -33,10 +33,11 @@ def conclude(recording: Recording, learned: Preprocessing, matcher: Matcher | Mo
     spikes = spikes.select(background.own(spikes, still, recording.fs, config.curate.min_probability))
     before, after = (learned.every * n for n in (trough, still.n_samples - 1 - trough))
     slack = int(TROUGH_REACH_MS * recording.fs / 1000)
-    averages = mean_waveforms(recording, learned, at_home(spikes, matcher, recording.fs), k, before + slack, after + slack)
+    largest = (still.coefficients**2).sum(axis=2).argmax(axis=1)
+    averages = mean_waveforms(recording, learned, at_home(spikes, matcher, recording.fs), largest, before + slack, after + slack)
     shifts, templates_uv = at_trough(averages, before, after, slack)
     spikes = shifted(spikes, shifts, recording.segment_lengths)
-    used, places = (still.coefficients != 0).any(axis=2), learned.probe.positions_um[(still.coefficients**2).sum(axis=2).argmax(axis=1)]
+    used, places = (still.coefficients != 0).any(axis=2), learned.probe.positions_um[largest]
     keep = ~curate.duplicates(spikes, used, priors.amp_mean, recording.fs, places)
     order = np.flatnonzero(keep)
     order = order[np.argsort(depth(templates_uv[order], learned.probe), kind="stable")]

@@ -67,11 +67,12 @@ class Sweep:
 
 def fit(x: torch.Tensor, waveforms: np.ndarray, counts: np.ndarray, probe: Probe, fs: float, config: FitConfig, pursuit: PursuitConfig,
         trough: int, min_spikes: int = 10, find_new: FindNew | None = None, follower: Follower | None = None,
-        track: Track = silent) -> tuple[Matcher | MovingMatcher, Priors, FitLog]:
+        track: Track = silent, device: torch.device | str = "cpu") -> tuple[Matcher | MovingMatcher, Priors, FitLog]:
     """Learn waveforms and priors from x (N, T) whitened, starting at mean waveforms (K, N, D) of `counts` events each.
 
     find_new: function of a residual that returns further mean waveforms and counts
     follower: where the tissue moves; waveforms are then of its median place
+    device: where templates are scored
     Returns the matcher of the units, their priors, and the log.
     """
     n, seconds = x.shape[1], x.shape[1] / fs
@@ -96,7 +97,7 @@ def fit(x: torch.Tensor, waveforms: np.ndarray, counts: np.ndarray, probe: Probe
         bank = in_order_of_channels(bank)
         matcher, _ = matcher_of(bank)
         last = i == config.iterations - 1
-        sweep = run_sweep(x, matcher, probe, fs, pursuit, not last, track, f"fit {i + 1} of {config.iterations}", follower)
+        sweep = run_sweep(x, matcher, probe, fs, pursuit, not last, track, f"fit {i + 1} of {config.iterations}", follower, device)
         rows.append((sweep.log_joint, len(bank), len(sweep.spikes)))
         n_before = len(bank)
         if last:
@@ -125,7 +126,8 @@ def carried(waveforms: np.ndarray, follower: Follower, rank: int) -> np.ndarray:
 
 
 def run_sweep(x: torch.Tensor, matcher: Matcher | MovingMatcher, probe: Probe, fs: float, pursuit: PursuitConfig,
-              residual: bool = True, track: Track = silent, stage: str = "fit", follower: Follower | None = None) -> Sweep:
+              residual: bool = True, track: Track = silent, stage: str = "fit", follower: Follower | None = None,
+              device: torch.device | str = "cpu") -> Sweep:
     """Pursue the whole sample in chunks with margins, and clean each spike's waveform of the others; keep the residual if asked."""
     d, n = matcher.n_samples, x.shape[1]
     margin, dead = 4 * d, max(1, int(DEAD_MS * fs / 1000))
@@ -137,7 +139,7 @@ def run_sweep(x: torch.Tensor, matcher: Matcher | MovingMatcher, probe: Probe, f
         time_s = 0.0 if follower is None else float(follower.times_s[(chunk.start + chunk.stop - 1) // 2])
         now = matcher.at(time_s)
         piece = x[:, low:high].to(torch.float32)
-        spikes = matching.match(now, matching.scores(now, piece).numpy(), dead)
+        spikes = matching.match(now, matching.scores(now, piece.to(device)).numpy(force=True), dead)
         left = piece.numpy().copy()
         matching.subtract(now, left, spikes)
         own = torch.from_numpy(left)[:, chunk.start - low : chunk.stop - low]

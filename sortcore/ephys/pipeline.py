@@ -102,7 +102,7 @@ def run(steps: Steps, recording: Recording, probe: Probe, config: SortConfig, de
     first = steps.keep("initialize", CLUSTERS, lambda: clusters(sample().x, detected.events), config.initialize, before, after)
     clock.lap("initialize")
     matcher, priors, log = steps.keep("fit", FIT, lambda: fit(sample().x, *first, learned.probe, fs, config.fit, config.pursuit, before,
-                                                              config.initialize.min_spikes, clusters, follower(), track),
+                                                              config.initialize.min_spikes, clusters, follower(), track, device),
                                       config.fit, config.pursuit)
     clock.lap("fit")
     in_memory = stretches(len(learned.channels), lengths, fs, config).whole

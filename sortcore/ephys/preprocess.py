@@ -40,7 +40,7 @@ def learn(recording: Recording, probe: Probe, config: PreprocessConfig) -> Prepr
     every = thinning(recording.fs, config.least_rate_hz)
     everything, bandpass = (bandpass_taps(recording.fs, config.highpass_hz, config.lowpass_hz, e) for e in (1, every))
     stretches = noise_stretches(recording, config.noise_seconds, len(bandpass) // 2)
-    channels, bad = usable_channels(stretches, bandpass, recording)
+    channels, bad = usable_channels(stretches, bandpass, every, recording)
     probe = probe.select(channels)
     base = Preprocessing(
         channels=channels, n_recorded=recording.n_channels, fs=recording.fs, gain_uv=recording.gain_uv[channels],
@@ -94,7 +94,8 @@ def noise_stretches(recording: Recording, seconds: float, margin: int) -> list[n
     return [read_padded(recording, pieces[i], margin) for i in chosen]
 
 
-def usable_channels(stretches: list[np.ndarray], bandpass: np.ndarray, recording: Recording) -> tuple[np.ndarray, dict[int, str]]:
+def usable_channels(stretches: list[np.ndarray], bandpass: np.ndarray, every: int,
+                    recording: Recording) -> tuple[np.ndarray, dict[int, str]]:
     """Channels worth sorting, and the reason for each of the others: NaN, constant, duplicate or far noisier than the rest."""
     n = recording.n_channels
     bad: dict[int, str] = {}
@@ -103,7 +104,7 @@ def usable_channels(stretches: list[np.ndarray], bandpass: np.ndarray, recording
     def level(stored: np.ndarray) -> np.ndarray:
         microvolts = np.nan_to_num(stored.astype(np.float32)).T * recording.gain_uv[:, None].astype(np.float32)
         x = torch.from_numpy(np.ascontiguousarray(microvolts))
-        return mad(fft_filter(x - x.mean(dim=1, keepdim=True), torch.from_numpy(bandpass)).numpy()[:, ::THIN])
+        return mad(fft_filter(x - x.mean(dim=1, keepdim=True), torch.from_numpy(bandpass), every).numpy()[:, ::THIN])
 
     constant = np.all([(s == s[0]).all(axis=0) for s in stretches], axis=0)
     noise = np.median(list(in_order(level, stretches)), axis=0)
@@ -243,8 +244,11 @@ class Whitener:
         p = self.preprocessing
         if not self.everything:
             stored = stored[:, p.channels]
-        # a copy: torch neither takes read-only memory maps nor does arithmetic on most unsigned types
-        x = torch.from_numpy(stored.astype(np.float32)).to(self.device).T.contiguous()
+        if self.device.type == "cuda" and stored.dtype == np.int16:
+            stored = np.require(stored, requirements=["C", "W"])
+            x = torch.from_numpy(stored).to(self.device).to(torch.float32).T.contiguous()  # half the bytes travel
+        else:  # a copy: torch neither takes read-only memory maps nor does arithmetic on most unsigned types
+            x = torch.from_numpy(stored.astype(np.float32)).to(self.device).T.contiguous()
         if stored.dtype.kind == "f":
             x = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
         x -= self.offset
