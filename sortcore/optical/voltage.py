@@ -1,0 +1,278 @@
+"""Spikes and subthreshold potential from voltage imaging.
+
+    y_t = baseline_t + v_t + sum_i a_i w(t - t_i) + e_t
+
+This is the model of `sortcore.model` with one footprint per cell, in the case of separated spikes: the amplitudes are found by a
+matched filter and the waveform w is learned from the trace's own spikes, in turns (the adaptive matched filter of VolPy, Cai et
+al., PLoS Comput Biol 2021, as a maximum-likelihood method). What is not known is marginalised rather than chosen: where in a frame
+a spike falls, how high it is, whether there is one. So every spike comes with a probability, and they say how many are missed.
+
+For each trace: baseline, noise, first guess of the spike; rounds of pursuit, waveform and noise; and what spikes say of each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sortcore.errors import ConfigError, ModelError
+from sortcore.optical.voltage_decision import balanced_threshold, expected_quality, noise_threshold
+from sortcore.optical.voltage_filter import WITHIN_S, Found, MatchedFilter, find_spikes, frames_within, matched_filter, score_spread
+from sortcore.optical.voltage_history import prior_log_odds
+from sortcore.optical.voltage_learning import Neuron, best_height, first_guess, points_down, relearned
+from sortcore.optical.voltage_noise import FEWEST_FRAMES, Noise, baseline, filled, measure_noise, without_spikes
+from sortcore.optical.voltage_waveform import Grid, exposure, grid_at
+from sortcore.progress import Track, silent
+from sortcore.types import Spikes
+from sortcore.workers import in_order
+
+LEAST_FS = 100.0
+ROUNDS = 2  # of the coordinate ascent
+FACTORS = np.array([0.85, 0.93, 1.0, 1.08, 1.18])
+LOST_S = 0.003  # no spike is looked for so shortly before a missing frame
+POLARITIES = ("auto", "up", "down")
+POLARITY_TRACES = 8  # that tell which way spikes go
+IMPOSSIBLE = -1e3
+
+
+@dataclass(frozen=True)
+class VoltageResult:
+    """Spikes and potential of N traces of T frames. N is 1 for one trace given as (T,), and arrays (N, T) are then (T,).
+
+    spikes: in order of time; units are traces, `samples` + `shifts` frames from the start of frame 0, amplitudes in standard
+        deviations of the matched filter's noise, scores log odds
+    probabilities: (S,) of each spike to be one
+    subthreshold: (N, T) float32 potential without spikes, about the baseline, in the trace's units; NaN where frames are missing
+    baseline: (N, T) float32 slow course, same units
+    waveforms: (N, F) spike of mean height, same units, at `waveform_times_s` (F,) from its peak
+    noise: (N,) standard deviation of a frame about the subthreshold potential, same units
+    detectability: (N,) mean score of a spike over the score's standard deviation in noise (d')
+    amplitude_spread: (N,) standard deviation of heights over their mean
+    rate_hz: (N,) spikes per second, those not found included
+    thresholds: (N,) log odds from which a candidate is a spike
+    precision, recall: (N,) as the probabilities lead to expect them
+    polarity: 1 where spikes go up, -1 where they go down
+    A trace that is constant, missing, or shorter than 32 frames has no spikes, and NaN for its numbers.
+    """
+
+    spikes: Spikes
+    probabilities: np.ndarray
+    subthreshold: np.ndarray
+    baseline: np.ndarray
+    waveforms: np.ndarray
+    waveform_times_s: np.ndarray
+    noise: np.ndarray
+    detectability: np.ndarray
+    amplitude_spread: np.ndarray
+    rate_hz: np.ndarray
+    thresholds: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    polarity: int
+    fs: float
+
+    @property
+    def n_traces(self) -> int:
+        return len(self.noise)
+
+    @property
+    def times_s(self) -> np.ndarray:
+        """(S,) spike times in seconds from the start of frame 0."""
+        return (self.spikes.samples + self.spikes.shifts.astype(np.float64)) / self.fs
+
+    def trains(self) -> list[np.ndarray]:
+        """N arrays of increasing times in seconds, as `sortcore.metrics` takes them."""
+        times = self.times_s
+        return [np.sort(times[self.spikes.units == k]) for k in range(self.n_traces)]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One trace, understood.
+
+    x: (T,) without baseline, spikes upwards, missing frames filled; missing: (T,) bool
+    """
+
+    x: np.ndarray
+    missing: np.ndarray
+    slow: np.ndarray
+    noise: Noise
+    neuron: Neuron
+    matched: MatchedFilter
+    found: Found
+    log_prior: np.ndarray
+
+
+def detect_voltage_spikes(traces: np.ndarray, fs: float, *, polarity: str = "auto", false_alarm_hz: float | None = None,
+                          min_probability: float | None = None, track: Track = silent) -> VoltageResult:
+    """Spikes of voltage imaging traces, with their probabilities, and the potential below them.
+
+    traces: (N, T) or (T,), any units, any real dtype, NaN where frames are missing; may be a memory map
+    fs: frames per second, at least 100
+    polarity: "up" or "down", the way in which spikes go (of some indicators light falls as voltage rises); "auto" finds it out
+    false_alarm_hz: rate at which noise alone may pass for a spike, per trace; by default the threshold balances precision and recall
+    min_probability: threshold on the probability, instead of either
+    track: progress, see `sortcore.progress`
+    Raises ModelError for traces that are not 1-D or 2-D real numbers or infinite, ConfigError for fs or settings out of range.
+    """
+    traces = np.asanyarray(traces)
+    _check(traces, fs, polarity, false_alarm_hz, min_probability)
+    many = traces if traces.ndim == 2 else traces[None]
+    grid = grid_at(float(fs))
+    sign = {"up": 1, "down": -1}[polarity] if polarity != "auto" else _polarity(many, grid)
+    out = _Collected(many.shape, grid, sign)
+
+    def one(k: int) -> Fitted | None:
+        return fit_trace(sign * _row(many, k), grid)
+
+    for k, fitted in enumerate(track(in_order(one, range(len(many))), "voltage", len(many))):
+        if fitted is not None:
+            out.add(k, fitted, false_alarm_hz, min_probability)
+    return out.result(single=traces.ndim == 1)
+
+
+def fit_trace(y: np.ndarray, grid: Grid) -> Fitted | None:
+    """Coordinate ascent on one trace (T,) whose spikes go up; None where it tells nothing."""
+    missing = np.isnan(y)
+    if (~missing).sum() < FEWEST_FRAMES or np.ptp(y[~missing]) == 0:
+        return None
+    y = filled(y)
+    slow = baseline(y, grid.fs)
+    x, impossible = y - slow, _lost(missing, grid.fs)
+    measured = measure_noise(x, grid.fs, missing)
+    if not np.isfinite(measured.spectrum).all() or measured.white <= 0:
+        return None
+    neuron, noise = first_guess(x, grid, measured)
+    shape, prior = neuron.fine, np.full(len(x), np.log(neuron.rate_hz / grid.fs))
+    matched, z, found = _pursued(x, neuron, noise, grid, prior, impossible)
+    for _ in range(ROUNDS):
+        neuron = relearned(neuron, z, found, matched, noise, shape)
+        noise = _noise_left(x, missing, neuron, found, grid)
+        matched = matched_filter(neuron.fine, grid, noise)
+        scores = matched.scores(noise.decorrelated(x))
+        neuron = best_height(neuron.fine, matched, scores, FACTORS, neuron.rho, neuron.rate_hz)
+        prior = prior_log_odds(found.expected, grid.fs, neuron.rate_hz, 2 * frames_within(WITHIN_S, grid.fs))
+        matched, z, found = _pursued(x, neuron, noise, grid, prior, impossible)
+    prior = prior_log_odds(found.expected, grid.fs, neuron.rate_hz, 2 * frames_within(WITHIN_S, grid.fs))
+    matched, z, found = _pursued(x, neuron, noise, grid, prior, impossible)
+    return Fitted(x, missing, slow, noise, neuron, matched, found, prior)
+
+
+def _pursued(x: np.ndarray, neuron: Neuron, noise: Noise, grid: Grid, prior: np.ndarray,
+             impossible: np.ndarray) -> tuple[MatchedFilter, np.ndarray, Found]:
+    matched, z = matched_filter(neuron.fine, grid, noise), noise.decorrelated(x)
+    return matched, z, find_spikes(matched.scores(z), matched, neuron.rho, np.where(impossible, IMPOSSIBLE, prior))
+
+
+def _noise_left(x: np.ndarray, missing: np.ndarray, neuron: Neuron, found: Found, grid: Grid) -> Noise:
+    """Noise of a trace less its spikes. What spikes that were not subtracted add, and those that were none took, is known in the mean."""
+    templates, n = exposure(grid) @ neuron.fine, int(found.subtracted.sum())
+    rest = x - spike_part(found, templates, grid, len(x))
+    noise = without_spikes(measure_noise(rest, grid.fs, missing), templates, neuron.rate_hz / grid.fs - n / len(x))
+    return noise.scaled(score_spread(matched_filter(neuron.fine, grid, noise), noise.decorrelated(rest)))
+
+
+def spike_part(found: Found, templates: np.ndarray, grid: Grid, n_frames: int, kept: np.ndarray | None = None) -> np.ndarray:
+    """(T,) the spikes that were subtracted, or those kept (S,), as templates (P, L) make them."""
+    L = templates.shape[1]
+    out = np.zeros(n_frames + 2 * L)
+    which = found.subtracted if kept is None else kept
+    for n, p, a in zip(found.frames[which], found.phases[which], found.amplitudes[which], strict=True):
+        first = n - grid.before + L
+        out[first : first + L] += a * templates[p]
+    return out[L : L + n_frames]
+
+
+class _Collected:
+    """The result while traces come in."""
+
+    def __init__(self, shape: tuple[int, int], grid: Grid, sign: int) -> None:
+        N = shape[0]
+        self.grid, self.sign = grid, sign
+        self.subthreshold, self.slow = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
+        self.waveforms, self.numbers = np.full((N, grid.n_points), np.nan), np.full((N, 7), np.nan)
+        self.spikes: list[Spikes] = []
+        self.probabilities: list[np.ndarray] = []
+
+    def add(self, k: int, fit: Fitted, false_alarm_hz: float | None, min_probability: float | None) -> None:
+        found, grid, p = fit.found, self.grid, fit.found.probabilities
+        n_expected = float(found.expected.sum())
+        threshold, score = _threshold(fit, n_expected, false_alarm_hz, min_probability)
+        kept = score >= threshold
+        rest = fit.x - spike_part(found, fit.matched.templates, grid, len(fit.x), kept)
+        self.subthreshold[k] = np.where(fit.missing, np.nan, self.sign * fit.noise.smoothed(rest))
+        self.slow[k] = self.sign * fit.slow
+        self.waveforms[k] = self.sign * fit.neuron.fine
+        self.numbers[k] = (fit.noise.sd, fit.matched.d, fit.neuron.rho, n_expected / (~fit.missing).sum() * grid.fs, threshold,
+                           *expected_quality(p, kept, n_expected))
+        sd = np.sqrt(fit.matched.energies[found.phases[kept]])
+        self.spikes.append(Spikes(found.frames[kept], ((found.phases[kept] + 0.5) / grid.P).astype(np.float32), np.full(kept.sum(), k),
+                                  (found.amplitudes[kept] * sd).astype(np.float32), found.log_odds[kept].astype(np.float32)))
+        self.probabilities.append(p[kept])
+
+    def result(self, single: bool) -> VoltageResult:
+        spikes, p = Spikes.concatenate(self.spikes), np.concatenate([np.zeros(0), *self.probabilities])
+        order = np.lexsort((spikes.units, spikes.shifts, spikes.samples))
+        arrays = (self.subthreshold, self.slow)
+        below, slow = (array[0] for array in arrays) if single else arrays
+        noise, d, rho, rate, threshold, precision, recall = self.numbers.T
+        return VoltageResult(spikes.select(order), p[order], below, slow, self.waveforms, self.grid.times_s, noise, d, rho, rate,
+                             threshold, precision, recall, self.sign, self.grid.fs)
+
+
+def _threshold(fit: Fitted, n_expected: float, false_alarm_hz: float | None, min_probability: float | None) -> tuple[float, np.ndarray]:
+    """Log odds from which candidates are spikes, and what of each candidate (S,) is compared with it."""
+    found = fit.found
+    if false_alarm_hz is not None:  # of noise alone, so what is known of other spikes does not count
+        usual = np.log(fit.neuron.rate_hz / fit.matched.grid.fs)
+        level = noise_threshold(fit.matched, fit.noise, fit.neuron.rho, false_alarm_hz)
+        return level + usual, found.log_odds - fit.log_prior[found.frames] + usual
+    p = balanced_threshold(found.probabilities, n_expected) if min_probability is None else min_probability
+    if not np.isfinite(p):
+        return np.inf, found.log_odds
+    return float(np.log(max(p, 1e-12) / max(1 - p, 1e-12))) - 1e-9, found.log_odds
+
+
+def _lost(missing: np.ndarray, fs: float) -> np.ndarray:
+    """(T,) frames at which a spike would show in a missing frame."""
+    out = missing.copy()
+    for k in range(1, frames_within(LOST_S, fs) + 1):
+        out[:-k] |= missing[k:]
+    return out
+
+
+def _row(many: np.ndarray, k: int) -> np.ndarray:
+    y = np.array(many[k], dtype=np.float64)
+    if np.isinf(y).any():
+        raise ModelError(f"Trace {k} holds infinite values; mark missing frames with NaN.")
+    return y
+
+
+def _polarity(many: np.ndarray, grid: Grid) -> int:
+    """-1 where most of the evidence is for spikes that go down."""
+    evidence = 0.0
+    for k in np.unique(np.linspace(0, len(many) - 1, POLARITY_TRACES).astype(int)) if len(many) else ():
+        y = _row(many, k)
+        if np.isfinite(y).sum() >= FEWEST_FRAMES and np.ptp(y[np.isfinite(y)]) > 0:
+            y = filled(y)
+            evidence += points_down(y - baseline(y, grid.fs), grid)
+    return -1 if evidence > 0 else 1
+
+
+def _check(traces: np.ndarray, fs: float, polarity: str, false_alarm_hz: float | None, min_probability: float | None) -> None:
+    if traces.ndim not in (1, 2) or traces.dtype.kind not in "fiub":
+        raise ModelError(f"Traces must be real numbers (T,) or (cells, T), but they are {traces.dtype} of shape {traces.shape}.")
+    if not (isinstance(fs, (int, float, np.number)) and np.isfinite(fs) and fs > 0):
+        raise ConfigError(f"The frame rate fs must be a positive number of frames per second, but it is {fs!r}.")
+    if fs < LEAST_FS:
+        raise ConfigError(f"The frame rate is {fs:g} Hz, and a frame of {1e3 / fs:.0f} ms does not show single spikes; {LEAST_FS:g} Hz "
+                          "is the least. For slow indicators use infer_calcium.")
+    if polarity not in POLARITIES:
+        raise ConfigError(f"polarity must be one of {', '.join(POLARITIES)}, but it is {polarity!r}.")
+    if false_alarm_hz is not None and not (np.isfinite(false_alarm_hz) and false_alarm_hz > 0):
+        raise ConfigError(f"false_alarm_hz must be a rate above 0 Hz, but it is {false_alarm_hz}.")
+    if min_probability is not None and not 0 <= min_probability <= 1:
+        raise ConfigError(f"min_probability lies between 0 and 1, but it is {min_probability}.")
+    if false_alarm_hz is not None and min_probability is not None:
+        raise ConfigError("false_alarm_hz and min_probability both set the threshold; give one of them.")
