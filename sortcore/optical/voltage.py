@@ -18,10 +18,13 @@ import numpy as np
 
 from sortcore.errors import ConfigError, ModelError
 from sortcore.optical.voltage_decision import balanced_threshold, expected_quality, noise_threshold
+from sortcore.optical.voltage_evidence import Neuron, best_height
 from sortcore.optical.voltage_filter import WITHIN_S, Found, MatchedFilter, find_spikes, frames_within, matched_filter, score_spread
+from sortcore.optical.voltage_guess import first_guess, points_down
 from sortcore.optical.voltage_history import prior_log_odds
-from sortcore.optical.voltage_learning import Neuron, best_height, first_guess, points_down, relearned
+from sortcore.optical.voltage_learning import relearned
 from sortcore.optical.voltage_noise import FEWEST_FRAMES, Noise, baseline, filled, measure_noise, without_spikes
+from sortcore.optical.voltage_steps import without_steps
 from sortcore.optical.voltage_waveform import Grid, exposure, grid_at
 from sortcore.progress import Track, silent
 from sortcore.types import Spikes
@@ -144,6 +147,7 @@ def fit_trace(y: np.ndarray, grid: Grid) -> Fitted | None:
     if not np.isfinite(measured.spectrum).all() or measured.white <= 0:
         return None
     neuron, noise = first_guess(x, grid, measured)
+    x = without_steps(x, neuron, matched_filter(neuron.fine, grid, noise), noise)
     shape, prior = neuron.fine, np.full(len(x), np.log(neuron.rate_hz / grid.fs))
     matched, z, found = _pursued(x, neuron, noise, grid, prior, impossible)
     for _ in range(ROUNDS):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import maximum_filter1d, uniform_filter1d
 
+from sortcore.optical.voltage_evidence import frame_ratios
 from sortcore.optical.voltage_filter import REFRACTORY_S, WITHIN_S, MatchedFilter, frames_within
-from sortcore.optical.voltage_learning import frame_ratios
 from sortcore.optical.voltage_noise import Noise
 
 NOISE_SEED, NOISE_S, NOISE_FRAMES = 0, 300.0, 600_000  # of the noise that is made to see what passes
