@@ -112,7 +112,7 @@ def score(made: list[dict[str, np.ndarray]], method: str) -> tuple[Counts, float
             true, mine = one["spike_samples"][one["spike_traces"] == k], result.spikes.units == k
             total += count(true, result.spikes.samples[mine], fs)
             p.append(result.probabilities[mine])
-            distance = np.abs(result.spikes.samples[mine][:, None] - true).min(axis=1, initial=np.inf)
+            distance = np.abs(result.spikes.samples[mine][:, None] - true).min(axis=1, initial=np.iinfo(np.int64).max)
             right.append(distance <= TOLERANCE_S * fs)
     return total, of_trace / seconds, calibration_error(np.concatenate(p), np.concatenate(right))
 
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["filter"])
     options = parser.parse_args()
     sc.detect_voltage_spikes(np.random.default_rng(0).standard_normal(2000), 400.0)  # compiled before it is timed
-    print("F1 within 5 ms; share: of the ideal observer on plain traces; complex: plateaus, shrinking spikes, artefacts; x: times real time")
+    print("F1 within 5 ms, in brackets its share of the ideal observer's; complex: plateaus, shrinking spikes, artefacts; x: real time")
     for fs in RATES:
         for snr, volpy in zip(SNRS, VOLPY[fs], strict=True):
             with tempfile.TemporaryDirectory() as folder:

@@ -21,7 +21,7 @@ LAYERS = (
      "optical.voltage_learning", "optical.voltage_evidence", "optical.voltage_guess",
      "optical.voltage_steps", "optical.voltage_decision"},
     {"model", "reference", "cells", "simulate", "metrics", "metrics.sorting", "metrics.trains",
-     "metrics.distances", "metrics.intervals", "optical.indicator", "optical.simulate"},
+     "metrics.distances", "metrics.intervals", "optical.indicator", "optical.simulate", "optical.voltage_simulate"},
     {"<stage>"},
     {"ephys.conclude", "ephys.kept", "ephys.pipeline", "optical.calcium", "optical.combined", "optical.voltage"},
     {"export", "phy", "panels", "plots", "plots_probe", "report", "optical.saving", "optical.plots",

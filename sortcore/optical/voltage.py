@@ -18,11 +18,12 @@ import numpy as np
 
 from sortcore.errors import ConfigError, ModelError
 from sortcore.optical.voltage_decision import balanced_threshold, expected_quality, noise_threshold
-from sortcore.optical.voltage_evidence import Neuron, best_height
+from sortcore.optical.voltage_evidence import Neuron, best_height, frame_ratios
 from sortcore.optical.voltage_filter import WITHIN_S, Found, MatchedFilter, find_spikes, frames_within, matched_filter, score_spread
 from sortcore.optical.voltage_guess import first_guess, points_down
 from sortcore.optical.voltage_history import prior_log_odds
 from sortcore.optical.voltage_learning import relearned
+from sortcore.optical.voltage_network import FilterView
 from sortcore.optical.voltage_noise import FEWEST_FRAMES, Noise, baseline, filled, measure_noise, without_spikes
 from sortcore.optical.voltage_steps import without_steps
 from sortcore.optical.voltage_waveform import Grid, exposure, grid_at
@@ -161,6 +162,14 @@ def fit_trace(y: np.ndarray, grid: Grid) -> Fitted | None:
     prior = prior_log_odds(found.expected, grid.fs, neuron.rate_hz, 2 * frames_within(WITHIN_S, grid.fs))
     matched, z, found = _pursued(x, neuron, noise, grid, prior, impossible)
     return Fitted(x, missing, slow, noise, neuron, matched, found, prior)
+
+
+def filter_view(fit: Fitted) -> FilterView:
+    """What the network looks at."""
+    scores = fit.matched.scores(fit.noise.decorrelated(fit.x))
+    ratios = frame_ratios(scores, fit.matched.energies, fit.neuron.rho**-2)
+    log_odds = np.log(np.maximum(ratios, 1e-30)) + fit.log_prior
+    return FilterView(fit.x, fit.noise.sd, fit.matched.d, log_odds, fit.log_prior, fit.found.expected)
 
 
 def _pursued(x: np.ndarray, neuron: Neuron, noise: Noise, grid: Grid, prior: np.ndarray,
