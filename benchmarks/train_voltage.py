@@ -48,7 +48,8 @@ def sometimes(rng: np.random.Generator, value: float, chance: float = 0.5) -> fl
 def random_example(rng: np.random.Generator) -> Example:
     """A trace of a recording like no other."""
     fs = log_uniform(rng, 200, 1300)
-    shape = SpikeShape(log_uniform(rng, 1.5e-4, 8e-4), log_uniform(rng, 7e-4, 4e-3), rng.uniform(0, 0.25), log_uniform(rng, 4e-3, 1.5e-2))
+    shape = SpikeShape(log_uniform(rng, 1.5e-4, 8e-4), log_uniform(rng, 7e-4, 4e-3), rng.uniform(0, 0.25),
+                       log_uniform(rng, 4e-3, 1.5e-2))
     firing = VoltageFiring(log_uniform(rng, 0.7, 25), rng.uniform(0, 1.2), log_uniform(rng, 0.2, 3), rng.uniform(0, 0.3),
                            log_uniform(rng, 0.004, 0.015), rng.uniform(0.002, 0.004), sometimes(rng, rng.uniform(0, 0.2)),
                            sometimes(rng, log_uniform(rng, 0.03, 0.3)), rng.uniform(0.75, 1))
@@ -68,14 +69,11 @@ def random_example(rng: np.random.Generator) -> Example:
 
 
 def batch(rng: np.random.Generator, examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Crops of random traces, half of them with a spike."""
+    """Crops of random traces; crops with spikes are not preferred, which would make spikes seem more probable than they are."""
     parts = []
-    for i in range(BATCH):
+    for _ in range(BATCH):
         one = examples[rng.integers(len(examples))]
         first = int(rng.integers(len(one.logits) - CROP))
-        spikes = np.flatnonzero(one.spikes)
-        if i % 2 and len(spikes):
-            first = int(np.clip(rng.choice(spikes) - rng.integers(CROP), 0, len(one.logits) - CROP))
         crop = slice(first, first + CROP)
         parts.append((one.channels[:, crop], one.logits[crop], one.spikes[crop]))
     channels, logits, spikes = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*parts, strict=True))
@@ -86,7 +84,7 @@ def loss_of(network: VoltageNetwork, channels: torch.Tensor, logits: torch.Tenso
     """Cross-entropy per spike, without the ends of the crops."""
     inner = slice(CROP // PRUNED, CROP - CROP // PRUNED)
     total = binary_cross_entropy_with_logits((logits + network(channels))[:, inner], spikes[:, inner], reduction="sum")
-    return total / spikes[:, inner].sum()
+    return total / spikes[:, inner].sum().clamp(min=1)
 
 
 def left_out_loss(network: VoltageNetwork, examples: list[Example]) -> tuple[float, float]:

@@ -12,18 +12,18 @@ For each trace: baseline, noise, first guess of the spike; rounds of pursuit, wa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sortcore.errors import ConfigError, ModelError
 from sortcore.optical.voltage_decision import balanced_threshold, expected_quality, noise_threshold
-from sortcore.optical.voltage_evidence import Neuron, best_height, frame_ratios
-from sortcore.optical.voltage_filter import WITHIN_S, Found, MatchedFilter, find_spikes, frames_within, matched_filter, score_spread
+from sortcore.optical.voltage_evidence import Neuron, best_height, best_spread, frame_ratios
+from sortcore.optical.voltage_filter import WITHIN_S, Found, MatchedFilter, find_spikes, frames_within, matched_filter, placed, score_spread
 from sortcore.optical.voltage_guess import first_guess, points_down
 from sortcore.optical.voltage_history import prior_log_odds
 from sortcore.optical.voltage_learning import relearned
-from sortcore.optical.voltage_network import FilterView
+from sortcore.optical.voltage_network import FilterView, load_voltage_network, network_expected, picked
 from sortcore.optical.voltage_noise import FEWEST_FRAMES, Noise, baseline, filled, measure_noise, without_spikes
 from sortcore.optical.voltage_steps import without_steps
 from sortcore.optical.voltage_waveform import Grid, exposure, grid_at
@@ -35,9 +35,12 @@ LEAST_FS = 100.0
 ROUNDS = 2  # of the coordinate ascent
 FACTORS = np.array([0.85, 0.93, 1.0, 1.08, 1.18])
 LOST_S = 0.003  # no spike is looked for so shortly before a missing frame
+METHODS, DEFAULT = ("auto", "filter", "network"), "filter"
 POLARITIES = ("auto", "up", "down")
 POLARITY_TRACES = 8  # that tell which way spikes go
 IMPOSSIBLE = -1e3
+LEAST_PROBABILITY, LEAST_UNSHOWN = 0.2, 0.5  # of a spike: where a trace shows by so much that it has any, and where not
+SHOWN_NATS = 10.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class VoltageResult:
     rate_hz: (N,) spikes per second, those not found included
     thresholds: (N,) log odds from which a candidate is a spike
     precision, recall: (N,) as the probabilities lead to expect them
-    polarity: 1 where spikes go up, -1 where they go down
+    polarity: 1 where spikes go up, -1 where they go down; method: "filter" or "network"
     A trace that is constant, missing, or shorter than 32 frames has no spikes, and NaN for its numbers.
     """
 
@@ -74,6 +77,7 @@ class VoltageResult:
     precision: np.ndarray
     recall: np.ndarray
     polarity: int
+    method: str
     fs: float
 
     @property
@@ -108,12 +112,14 @@ class Fitted:
     log_prior: np.ndarray
 
 
-def detect_voltage_spikes(traces: np.ndarray, fs: float, *, polarity: str = "auto", false_alarm_hz: float | None = None,
-                          min_probability: float | None = None, track: Track = silent) -> VoltageResult:
+def detect_voltage_spikes(traces: np.ndarray, fs: float, *, method: str = "auto", polarity: str = "auto",
+                          false_alarm_hz: float | None = None, min_probability: float | None = None,
+                          track: Track = silent) -> VoltageResult:
     """Spikes of voltage imaging traces, with their probabilities, and the potential below them.
 
     traces: (N, T) or (T,), any units, any real dtype, NaN where frames are missing; may be a memory map
     fs: frames per second, at least 100
+    method: "filter", the adaptive matched filter, or "network", which corrects it; "auto" is what finds more (benchmarks)
     polarity: "up" or "down", the way in which spikes go (of some indicators light falls as voltage rises); "auto" finds it out
     false_alarm_hz: rate at which noise alone may pass for a spike, per trace; by default the threshold balances precision and recall
     min_probability: threshold on the probability, instead of either
@@ -121,15 +127,18 @@ def detect_voltage_spikes(traces: np.ndarray, fs: float, *, polarity: str = "aut
     Raises ModelError for traces that are not 1-D or 2-D real numbers or infinite, ConfigError for fs or settings out of range.
     """
     traces = np.asanyarray(traces)
-    _check(traces, fs, polarity, false_alarm_hz, min_probability)
+    _check(traces, fs, method, polarity, false_alarm_hz, min_probability)
     many = traces if traces.ndim == 2 else traces[None]
     grid = grid_at(float(fs))
     sign = {"up": 1, "down": -1}[polarity] if polarity != "auto" else _polarity(many, grid)
-    out = _Collected(many.shape, grid, sign)
+
+    method = chosen_method(method, false_alarm_hz)
 
     def one(k: int) -> Fitted | None:
-        return fit_trace(sign * _row(many, k), grid)
+        fitted = fit_trace(sign * _row(many, k), grid)
+        return by_network(fitted) if fitted is not None and method == "network" else fitted
 
+    out = _Collected(many.shape, grid, sign, method)
     for k, fitted in enumerate(track(in_order(one, range(len(many))), "voltage", len(many))):
         if fitted is not None:
             out.add(k, fitted, false_alarm_hz, min_probability)
@@ -157,11 +166,32 @@ def fit_trace(y: np.ndarray, grid: Grid) -> Fitted | None:
         matched = matched_filter(neuron.fine, grid, noise)
         scores = matched.scores(noise.decorrelated(x))
         neuron = best_height(neuron.fine, matched, scores, FACTORS, neuron.rho, neuron.rate_hz)
+        matched = matched_filter(neuron.fine, grid, noise)
+        neuron = best_spread(neuron, matched, matched.scores(noise.decorrelated(x)))
         prior = prior_log_odds(found.expected, grid.fs, neuron.rate_hz, 2 * frames_within(WITHIN_S, grid.fs))
         matched, z, found = _pursued(x, neuron, noise, grid, prior, impossible)
     prior = prior_log_odds(found.expected, grid.fs, neuron.rate_hz, 2 * frames_within(WITHIN_S, grid.fs))
     matched, z, found = _pursued(x, neuron, noise, grid, prior, impossible)
     return Fitted(x, missing, slow, noise, neuron, matched, found, prior)
+
+
+def chosen_method(method: str, false_alarm_hz: float | None) -> str:
+    """What "auto" stands for."""
+    if method == "network" and false_alarm_hz is not None:
+        raise ConfigError("What noise alone does is known of the filter, not of the network; leave out false_alarm_hz, or take the filter.")
+    if method != "auto":
+        return method
+    return "filter" if false_alarm_hz is not None else DEFAULT
+
+
+def by_network(fit: Fitted) -> Fitted:
+    """The trace with the spikes that the network finds; phases and amplitudes are the filter's."""
+    grid, found = fit.matched.grid, fit.found
+    possible = ~_lost(fit.missing, grid.fs)
+    expected = np.where(possible, network_expected(filter_view(fit), grid.fs, load_voltage_network()), 0.0)
+    frames, p = picked(expected, grid.fs, possible)
+    phases, amplitudes = placed(found, fit.matched, fit.neuron.rho, frames)
+    return replace(fit, found=Found(frames, phases, amplitudes, np.log(p / (1 - p)), p > 0.5, expected, found.residual))
 
 
 def filter_view(fit: Fitted) -> FilterView:
@@ -200,9 +230,9 @@ def spike_part(found: Found, templates: np.ndarray, grid: Grid, n_frames: int, k
 class _Collected:
     """The result while traces come in."""
 
-    def __init__(self, shape: tuple[int, int], grid: Grid, sign: int) -> None:
+    def __init__(self, shape: tuple[int, int], grid: Grid, sign: int, method: str) -> None:
         N = shape[0]
-        self.grid, self.sign = grid, sign
+        self.grid, self.sign, self.method = grid, sign, method
         self.subthreshold, self.slow = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
         self.waveforms, self.numbers = np.full((N, grid.n_points), np.nan), np.full((N, 7), np.nan)
         self.spikes: list[Spikes] = []
@@ -231,7 +261,7 @@ class _Collected:
         below, slow = (array[0] for array in arrays) if single else arrays
         noise, d, rho, rate, threshold, precision, recall = self.numbers.T
         return VoltageResult(spikes.select(order), p[order], below, slow, self.waveforms, self.grid.times_s, noise, d, rho, rate,
-                             threshold, precision, recall, self.sign, self.grid.fs)
+                             threshold, precision, recall, self.sign, self.method, self.grid.fs)
 
 
 def _threshold(fit: Fitted, n_expected: float, false_alarm_hz: float | None, min_probability: float | None) -> tuple[float, np.ndarray]:
@@ -241,7 +271,8 @@ def _threshold(fit: Fitted, n_expected: float, false_alarm_hz: float | None, min
         usual = np.log(fit.neuron.rate_hz / fit.matched.grid.fs)
         level = noise_threshold(fit.matched, fit.noise, fit.neuron.rho, false_alarm_hz)
         return level + usual, found.log_odds - fit.log_prior[found.frames] + usual
-    p = balanced_threshold(found.probabilities, n_expected) if min_probability is None else min_probability
+    least = LEAST_PROBABILITY if fit.neuron.evidence > SHOWN_NATS else LEAST_UNSHOWN
+    p = balanced_threshold(found.probabilities, n_expected, least) if min_probability is None else min_probability
     if not np.isfinite(p):
         return np.inf, found.log_odds
     return float(np.log(max(p, 1e-12) / max(1 - p, 1e-12))) - 1e-9, found.log_odds
@@ -273,7 +304,7 @@ def _polarity(many: np.ndarray, grid: Grid) -> int:
     return -1 if evidence > 0 else 1
 
 
-def _check(traces: np.ndarray, fs: float, polarity: str, false_alarm_hz: float | None, min_probability: float | None) -> None:
+def _check(traces: np.ndarray, fs: float, method: str, polarity: str, false_alarm_hz: float | None, min_probability: float | None) -> None:
     if traces.ndim not in (1, 2) or traces.dtype.kind not in "fiub":
         raise ModelError(f"Traces must be real numbers (T,) or (cells, T), but they are {traces.dtype} of shape {traces.shape}.")
     if not (isinstance(fs, (int, float, np.number)) and np.isfinite(fs) and fs > 0):
@@ -281,6 +312,8 @@ def _check(traces: np.ndarray, fs: float, polarity: str, false_alarm_hz: float |
     if fs < LEAST_FS:
         raise ConfigError(f"The frame rate is {fs:g} Hz, and a frame of {1e3 / fs:.0f} ms does not show single spikes; {LEAST_FS:g} Hz "
                           "is the least. For slow indicators use infer_calcium.")
+    if method not in METHODS:
+        raise ConfigError(f"method must be one of {', '.join(METHODS)}, but it is {method!r}.")
     if polarity not in POLARITIES:
         raise ConfigError(f"polarity must be one of {', '.join(POLARITIES)}, but it is {polarity!r}.")
     if false_alarm_hz is not None and not (np.isfinite(false_alarm_hz) and false_alarm_hz > 0):

@@ -11,21 +11,20 @@ from sortcore.optical.voltage_noise import Noise
 
 NOISE_SEED, NOISE_S, NOISE_FRAMES = 0, 300.0, 600_000  # of the noise that is made to see what passes
 TAIL_PEAKS = 60
-LEAST_PROBABILITY = 0.2  # a candidate less probable is no spike even where hardly any can be told
 
 
-def balanced_threshold(probabilities: np.ndarray, n_expected: float) -> float:
+def balanced_threshold(probabilities: np.ndarray, n_expected: float, least: float = 0.0) -> float:
     """Probability from which candidates (S,) are spikes so that the expected F1 is largest; infinite without candidates.
 
     Of k candidates of largest probability, sum p of them are expected to be right, so F1 = 2 sum p / (k + n_expected); the best
-    threshold is half the best F1 (Lipton, Elkan & Naryanaswamy, ECML 2014). It is no lower than LEAST_PROBABILITY.
+    threshold is half the best F1 (Lipton, Elkan & Naryanaswamy, ECML 2014). It is no lower than `least`.
     """
     p = np.sort(probabilities)[::-1]
     if not len(p) or p[0] <= 0:
         return np.inf
     right = np.cumsum(p)
     F1 = 2 * right / (np.arange(1, len(p) + 1) + max(n_expected, 1e-9))
-    return max(float(p[np.argmax(F1)]), LEAST_PROBABILITY)
+    return max(float(p[np.argmax(F1)]), least)
 
 
 def expected_quality(probabilities: np.ndarray, kept: np.ndarray, n_expected: float) -> tuple[float, float]:

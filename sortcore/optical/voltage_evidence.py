@@ -16,6 +16,7 @@ from sortcore.optical.voltage_waveform import Grid
 
 RATE_HZ, RATE_PRIOR_S = 5.0, 15.0  # mean of the gamma prior of the rate, and its weight
 LEAST_HZ, MOST_HZ = 0.02, 100.0
+SPREADS = (0.05, 0.1, 0.15, 0.22, 0.33)
 RATES_HZ, STEP = np.array([0.3, 1.2, 5.0, 20.0]), 0.4
 
 
@@ -42,6 +43,15 @@ def best_height(fine: np.ndarray, matched: MatchedFilter, scores: np.ndarray, he
         if evidence > best.evidence:
             best = Neuron(fine * height, rho, rate, evidence)
     return best
+
+
+def best_spread(neuron: Neuron, matched: MatchedFilter, scores: np.ndarray) -> Neuron:
+    """The neuron with the spread of heights that explains scores (P, T) best."""
+    tried = []
+    for rho in SPREADS:
+        rate, evidence = rate_and_evidence(scores, matched.energies, matched.grid, rho, neuron.rate_hz)
+        tried.append(Neuron(neuron.fine, rho, rate, evidence))
+    return max(tried, key=lambda one: one.evidence)
 
 
 def rate_and_evidence(scores: np.ndarray, energies: np.ndarray, grid: Grid, rho: float,

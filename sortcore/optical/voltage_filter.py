@@ -120,6 +120,21 @@ def find_spikes(scores: np.ndarray, matched: MatchedFilter, rho: float, log_prio
     return Found(frames[order], phases[order], amplitudes[order], log_odds[order], subtracted[order], expected, s)
 
 
+def placed(found: Found, matched: MatchedFilter, rho: float, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Most probable phases and amplitudes (S,) of spikes in some frames (S,), other spikes than those subtracted there."""
+    reach, precision = matched.interactions.shape[2] // 2, rho**-2
+    sure = np.flatnonzero(found.subtracted)
+    phases, amplitudes = np.zeros(len(frames), np.int64), np.zeros(len(frames))
+    for i, n in enumerate(frames):
+        s = found.residual[:, n].copy()
+        for j in sure[np.abs(found.frames[sure] - n) <= frames_within(REFRACTORY_S, matched.grid.fs)]:
+            s += found.amplitudes[j] * matched.interactions[found.phases[j], :, n - found.frames[j] + reach]
+        estimate = (s + precision) / (matched.energies + precision)
+        phases[i] = np.argmax(estimate**2 * (matched.energies + precision))
+        amplitudes[i] = estimate[phases[i]]
+    return phases, amplitudes
+
+
 @numba.njit(cache=True, nogil=True)
 def log_ratio(s: float, energy: float, precision: float) -> float:
     """l_p of a score; precision is rho^-2."""

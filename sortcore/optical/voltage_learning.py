@@ -1,4 +1,4 @@
-"""What a voltage trace says of its own spikes: waveform, height, spread of heights, and rate.
+"""What a voltage trace says of its own spikes: their waveform and rate.
 
 Coordinate ascent on the model's log joint, the spikes being uncertain: given the waveform each candidate has a probability, and
 given those the waveform is the least-squares one, every candidate counted by its probability and at each place and phase by how
@@ -17,12 +17,11 @@ from sortcore.optical.voltage_filter import WITHIN_S, Found, MatchedFilter, fram
 from sortcore.optical.voltage_noise import Noise
 from sortcore.optical.voltage_waveform import Grid, exposure
 
-USUAL_RHO, LEAST_RHO, MOST_RHO, RHO_SPIKES = 0.15, 0.05, 0.5, 20.0
 BEND, BEND_S, BEND_OVER_S = 0.3, 0.004, 0.0008  # how far a waveform may differ from the generic one, where, and how smoothly
 
 
 def relearned(neuron: Neuron, z: np.ndarray, found: Found, matched: MatchedFilter, noise: Noise, shape: np.ndarray) -> Neuron:
-    """The neuron after one round: waveform, spread and rate from candidates whose places are known.
+    """The neuron after one round: waveform and rate from candidates whose places are known.
 
     shape: (F,) the generic waveform that the prior is centred on
     """
@@ -37,7 +36,7 @@ def relearned(neuron: Neuron, z: np.ndarray, found: Found, matched: MatchedFilte
         lo, hi = max(first, 0), min(first + matched.decorrelated.shape[1], len(rest))
         rest[lo:hi] -= a * matched.decorrelated[p, lo - first : hi - first]
     own = found.amplitudes * found.subtracted
-    weights, b, spread = gather(rest, found.frames[likely], found.phases[likely], own[likely], found.probabilities[likely],
+    weights, b = gather(rest, found.frames[likely], found.phases[likely], own[likely], found.probabilities[likely],
                                 matched.templates, matched.energies, matched.interactions, matched.decorrelated, found.residual, half,
                                 grid.before, rho**-2, frames_within(WITHIN_S, grid.fs))
     B = exposure(grid)
@@ -45,10 +44,8 @@ def relearned(neuron: Neuron, z: np.ndarray, found: Found, matched: MatchedFilte
     A = np.einsum("p,plf,lm,pmg->fg", weights, B, C, B, optimize=True)
     right = np.einsum("plf,pl->f", B, b)
     fine = np.linalg.solve(A + bend_precision(grid, shape), right)
-    total = found.probabilities[likely].sum()
-    rho = np.sqrt((spread + RHO_SPIKES * USUAL_RHO**2) / (total + RHO_SPIKES))
     rate = (found.expected.sum() + RATE_HZ * RATE_PRIOR_S) / (len(z) / grid.fs + RATE_PRIOR_S)
-    return Neuron(fine, float(np.clip(rho, LEAST_RHO, MOST_RHO)), float(np.clip(rate, LEAST_HZ, MOST_HZ)), neuron.evidence)
+    return Neuron(fine, rho, float(np.clip(rate, LEAST_HZ, MOST_HZ)), neuron.evidence)
 
 
 def bend_precision(grid: Grid, shape: np.ndarray) -> np.ndarray:
@@ -64,13 +61,13 @@ def bend_precision(grid: Grid, shape: np.ndarray) -> np.ndarray:
 def gather(rest: np.ndarray, frames: np.ndarray, phases: np.ndarray, own: np.ndarray, probabilities: np.ndarray, templates: np.ndarray,
            energies: np.ndarray, G: np.ndarray, decorrelated: np.ndarray, residual: np.ndarray, half: int, before: int,
            precision: float, within: int) -> tuple:
-    """Sufficient statistics of the waveform: (P,) expected square amplitudes, (P, L) amplitudes times S^-1 x, and the spread.
+    """Sufficient statistics of the waveform: (P,) expected square amplitudes, and (P, L) amplitudes times S^-1 x.
 
     The posterior of a candidate's place and phase is over frames within some of its own, its own part put back.
     """
     P, L = templates.shape
     T, reach = len(rest), (G.shape[2] - 1) // 2
-    weights, b, spread = np.zeros(P), np.zeros((P, L)), 0.0
+    weights, b = np.zeros(P), np.zeros((P, L))
     share = np.empty((P, 2 * within + 1))
     for i in range(len(frames)):
         n = frames[i]
@@ -93,9 +90,8 @@ def gather(rest: np.ndarray, frames: np.ndarray, phases: np.ndarray, own: np.nda
                 s = residual[p, m] + own[i] * G[phases[i], p, m - n + reach]
                 a, variance = (s + precision) / (energies[p] + precision), 1 / (energies[p] + precision)
                 weights[p] += share[p, k] * (a * a + variance)
-                spread += share[p, k] * ((a - 1) ** 2 + variance)
                 for j in range(L):
                     at = m - before + j
                     z = rest[at] + own[i] * decorrelated[phases[i], at - (n - before) + half]
                     b[p, j] += share[p, k] * a * z
-    return weights, b, spread
+    return weights, b

@@ -67,12 +67,13 @@ def draw_trace(ax: Axes, times: np.ndarray, trace: np.ndarray, under: np.ndarray
     ax.plot(*thinned(times, under), color=COLORS[0], linewidth=1.0, label="subthreshold")
     floor = bottom - 0.05 * height
     inside = (spikes >= times[0]) & (spikes <= times[-1])
+    shade = np.clip(probabilities[inside], 0.15, 1) if inside.any() else None
     if truth is not None:
         ticks = truth[(truth >= times[0]) & (truth <= times[-1])]
         ax.vlines(ticks, floor - 0.14 * height, floor - 0.02 * height, color="#333333", linewidth=0.8, label="true spikes")
         floor -= 0.16 * height
     ax.vlines(spikes[inside], floor - 0.14 * height, floor - 0.02 * height, color=COLORS[1], linewidth=0.9,
-              alpha=np.clip(probabilities[inside], 0.15, 1), label="spikes")
+              alpha=shade, label="spikes")
     floor -= 0.16 * height
     ax.set_ylim(floor - 0.03 * height, top + 0.05 * height)
     ax.set_yticks([y for y in ax.get_yticks() if bottom - 0.02 * height <= y <= top + 0.04 * height])

@@ -18,7 +18,7 @@ from sortcore.optical.voltage_noise import Noise
 RATE_HZ = 0.05
 SIZE = 2.0  # A, in heights of a spike
 HELD_S, FORGOTTEN_S = 0.03, 0.1
-PHASES = 3
+PHASES = 4
 NEAR_S, APART_S = 0.005, 0.01
 LEAST_LOG_ODDS = 3.0
 SWEEPS = 4
@@ -28,7 +28,7 @@ def step_templates(fs: float) -> np.ndarray:
     """(PHASES, L) steps up that begin within the first frame, stay for a while and go back slowly."""
     held, back = frames_within(HELD_S, fs), frames_within(FORGOTTEN_S, fs)
     one = np.concatenate([np.ones(held), np.linspace(1, 0, back)])
-    return np.stack([np.concatenate([[(p + 0.5) / PHASES], one]) for p in range(PHASES)])
+    return np.stack([np.concatenate([[(p + 1) / PHASES], one]) for p in range(PHASES)])
 
 
 def without_steps(x: np.ndarray, neuron: Neuron, matched: MatchedFilter, noise: Noise) -> np.ndarray:
