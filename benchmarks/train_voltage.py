@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from sortcore.optical.voltage import filter_view, fit_trace
+from sortcore.optical.voltage_fit import filter_view, fit_trace
 from sortcore.optical.voltage_network import PRUNED, VoltageNetwork, channels_of, filter_logit, save_voltage_network
 from sortcore.optical.voltage_simulate import SpikeShape, VoltageFiring, VoltageNoise, simulate_voltage
 from sortcore.optical.voltage_waveform import grid_at
@@ -54,8 +54,8 @@ def random_example(rng: np.random.Generator) -> Example:
                            log_uniform(rng, 0.004, 0.015), rng.uniform(0.002, 0.004), sometimes(rng, rng.uniform(0, 0.2)),
                            sometimes(rng, log_uniform(rng, 0.03, 0.3)), rng.uniform(0.75, 1))
     noise = VoltageNoise(log_uniform(rng, 2.3, 10), rng.uniform(0.05, 0.6), log_uniform(rng, 0.008, 0.06),
-                         sometimes(rng, rng.uniform(0, 0.4)), log_uniform(rng, 0.1, 0.5), 8.0, rng.uniform(0, 0.4), log_uniform(rng, 10, 200),
-                         sometimes(rng, log_uniform(rng, 0.02, 0.2)), rng.uniform(0.5, 3))
+                         sometimes(rng, rng.uniform(0, 0.4)), log_uniform(rng, 0.1, 0.5), 8.0, rng.uniform(0, 0.4),
+                         log_uniform(rng, 10, 200), sometimes(rng, log_uniform(rng, 0.02, 0.2)), rng.uniform(0.5, 3))
     made = simulate_voltage(1, SECONDS, fs, shape=shape, firing=firing, noise=noise, seed=int(rng.integers(1 << 31)))
     fitted = fit_trace(made.traces[0].astype(np.float64), grid_at(fs))
     if fitted is None:

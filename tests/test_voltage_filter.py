@@ -8,11 +8,12 @@ from helpers_voltage import all_placements, covariance, exact_posterior, log_den
 
 from sortcore.optical.voltage_decision import balanced_threshold, coloured_noise, expected_quality, noise_threshold
 from sortcore.optical.voltage_evidence import RATE_HZ, RATE_PRIOR_S, Neuron, best_spread, frame_ratios, log_partition, rate_and_evidence
-from sortcore.optical.voltage_filter import find_spikes, log_ratio, matched_filter, score_spread
+from sortcore.optical.voltage_filter import find_spikes, matched_filter, score_spread
 from sortcore.optical.voltage_guess import first_guess, points_down
 from sortcore.optical.voltage_history import burst_kernel, prior_log_odds, slow_rate
 from sortcore.optical.voltage_learning import relearned
 from sortcore.optical.voltage_noise import baseline, filled, measure_noise, noise_of, without_spikes
+from sortcore.optical.voltage_pursuit import log_ratio
 from sortcore.optical.voltage_steps import noise_energy, step_templates, without_steps
 from sortcore.optical.voltage_waveform import DECAYS_S, Grid, exposure, generic, grid_at
 

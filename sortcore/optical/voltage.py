@@ -12,33 +12,24 @@ For each trace: baseline, noise, first guess of the spike; rounds of pursuit, wa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from sortcore.errors import ConfigError, ModelError
 from sortcore.optical.voltage_decision import balanced_threshold, expected_quality, noise_threshold
-from sortcore.optical.voltage_evidence import Neuron, best_height, best_spread, frame_ratios
-from sortcore.optical.voltage_filter import WITHIN_S, Found, MatchedFilter, find_spikes, frames_within, matched_filter, placed, score_spread
-from sortcore.optical.voltage_guess import first_guess, points_down
-from sortcore.optical.voltage_history import prior_log_odds
-from sortcore.optical.voltage_learning import relearned
-from sortcore.optical.voltage_network import FilterView, load_voltage_network, network_expected, picked
-from sortcore.optical.voltage_noise import FEWEST_FRAMES, Noise, baseline, filled, measure_noise, without_spikes
-from sortcore.optical.voltage_steps import without_steps
-from sortcore.optical.voltage_waveform import Grid, exposure, grid_at
+from sortcore.optical.voltage_fit import Fitted, by_network, fit_trace, spike_part
+from sortcore.optical.voltage_guess import points_down
+from sortcore.optical.voltage_noise import FEWEST_FRAMES, baseline, filled
+from sortcore.optical.voltage_waveform import Grid, grid_at
 from sortcore.progress import Track, silent
 from sortcore.types import Spikes
 from sortcore.workers import in_order
 
 LEAST_FS = 100.0
-ROUNDS = 2  # of the coordinate ascent
-FACTORS = np.array([0.85, 0.93, 1.0, 1.08, 1.18])
-LOST_S = 0.003  # no spike is looked for so shortly before a missing frame
 METHODS, DEFAULT = ("auto", "filter", "network"), "filter"
 POLARITIES = ("auto", "up", "down")
 POLARITY_TRACES = 8  # that tell which way spikes go
-IMPOSSIBLE = -1e3
 LEAST_PROBABILITY, LEAST_UNSHOWN = 0.2, 0.5  # of a spike: where a trace shows by so much that it has any, and where not
 SHOWN_NATS = 10.0
 
@@ -95,23 +86,6 @@ class VoltageResult:
         return [np.sort(times[self.spikes.units == k]) for k in range(self.n_traces)]
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """One trace, understood.
-
-    x: (T,) without baseline, spikes upwards, missing frames filled; missing: (T,) bool
-    """
-
-    x: np.ndarray
-    missing: np.ndarray
-    slow: np.ndarray
-    noise: Noise
-    neuron: Neuron
-    matched: MatchedFilter
-    found: Found
-    log_prior: np.ndarray
-
-
 def detect_voltage_spikes(traces: np.ndarray, fs: float, *, method: str = "auto", polarity: str = "auto",
                           false_alarm_hz: float | None = None, min_probability: float | None = None,
                           track: Track = silent) -> VoltageResult:
@@ -145,36 +119,6 @@ def detect_voltage_spikes(traces: np.ndarray, fs: float, *, method: str = "auto"
     return out.result(single=traces.ndim == 1)
 
 
-def fit_trace(y: np.ndarray, grid: Grid) -> Fitted | None:
-    """Coordinate ascent on one trace (T,) whose spikes go up; None where it tells nothing."""
-    missing = np.isnan(y)
-    if (~missing).sum() < FEWEST_FRAMES or np.ptp(y[~missing]) == 0:
-        return None
-    y = filled(y)
-    slow = baseline(y, grid.fs)
-    x, impossible = y - slow, _lost(missing, grid.fs)
-    measured = measure_noise(x, grid.fs, missing)
-    if not np.isfinite(measured.spectrum).all() or measured.white <= 0:
-        return None
-    neuron, noise = first_guess(x, grid, measured)
-    x = without_steps(x, neuron, matched_filter(neuron.fine, grid, noise), noise)
-    shape, prior = neuron.fine, np.full(len(x), np.log(neuron.rate_hz / grid.fs))
-    matched, z, found = _pursued(x, neuron, noise, grid, prior, impossible)
-    for _ in range(ROUNDS):
-        neuron = relearned(neuron, z, found, matched, noise, shape)
-        noise = _noise_left(x, missing, neuron, found, grid)
-        matched = matched_filter(neuron.fine, grid, noise)
-        scores = matched.scores(noise.decorrelated(x))
-        neuron = best_height(neuron.fine, matched, scores, FACTORS, neuron.rho, neuron.rate_hz)
-        matched = matched_filter(neuron.fine, grid, noise)
-        neuron = best_spread(neuron, matched, matched.scores(noise.decorrelated(x)))
-        prior = prior_log_odds(found.expected, grid.fs, neuron.rate_hz, 2 * frames_within(WITHIN_S, grid.fs))
-        matched, z, found = _pursued(x, neuron, noise, grid, prior, impossible)
-    prior = prior_log_odds(found.expected, grid.fs, neuron.rate_hz, 2 * frames_within(WITHIN_S, grid.fs))
-    matched, z, found = _pursued(x, neuron, noise, grid, prior, impossible)
-    return Fitted(x, missing, slow, noise, neuron, matched, found, prior)
-
-
 def chosen_method(method: str, false_alarm_hz: float | None) -> str:
     """What "auto" stands for."""
     if method == "network" and false_alarm_hz is not None:
@@ -182,49 +126,6 @@ def chosen_method(method: str, false_alarm_hz: float | None) -> str:
     if method != "auto":
         return method
     return "filter" if false_alarm_hz is not None else DEFAULT
-
-
-def by_network(fit: Fitted) -> Fitted:
-    """The trace with the spikes that the network finds; phases and amplitudes are the filter's."""
-    grid, found = fit.matched.grid, fit.found
-    possible = ~_lost(fit.missing, grid.fs)
-    expected = np.where(possible, network_expected(filter_view(fit), grid.fs, load_voltage_network()), 0.0)
-    frames, p = picked(expected, grid.fs, possible)
-    phases, amplitudes = placed(found, fit.matched, fit.neuron.rho, frames)
-    return replace(fit, found=Found(frames, phases, amplitudes, np.log(p / (1 - p)), p > 0.5, expected, found.residual))
-
-
-def filter_view(fit: Fitted) -> FilterView:
-    """What the network looks at."""
-    scores = fit.matched.scores(fit.noise.decorrelated(fit.x))
-    ratios = frame_ratios(scores, fit.matched.energies, fit.neuron.rho**-2)
-    log_odds = np.log(np.maximum(ratios, 1e-30)) + fit.log_prior
-    return FilterView(fit.x, fit.noise.sd, fit.matched.d, log_odds, fit.log_prior, fit.found.expected)
-
-
-def _pursued(x: np.ndarray, neuron: Neuron, noise: Noise, grid: Grid, prior: np.ndarray,
-             impossible: np.ndarray) -> tuple[MatchedFilter, np.ndarray, Found]:
-    matched, z = matched_filter(neuron.fine, grid, noise), noise.decorrelated(x)
-    return matched, z, find_spikes(matched.scores(z), matched, neuron.rho, np.where(impossible, IMPOSSIBLE, prior))
-
-
-def _noise_left(x: np.ndarray, missing: np.ndarray, neuron: Neuron, found: Found, grid: Grid) -> Noise:
-    """Noise of a trace less its spikes. What spikes that were not subtracted add, and those that were none took, is known in the mean."""
-    templates, n = exposure(grid) @ neuron.fine, int(found.subtracted.sum())
-    rest = x - spike_part(found, templates, grid, len(x))
-    noise = without_spikes(measure_noise(rest, grid.fs, missing), templates, neuron.rate_hz / grid.fs - n / len(x))
-    return noise.scaled(score_spread(matched_filter(neuron.fine, grid, noise), noise.decorrelated(rest)))
-
-
-def spike_part(found: Found, templates: np.ndarray, grid: Grid, n_frames: int, kept: np.ndarray | None = None) -> np.ndarray:
-    """(T,) the spikes that were subtracted, or those kept (S,), as templates (P, L) make them."""
-    L = templates.shape[1]
-    out = np.zeros(n_frames + 2 * L)
-    which = found.subtracted if kept is None else kept
-    for n, p, a in zip(found.frames[which], found.phases[which], found.amplitudes[which], strict=True):
-        first = n - grid.before + L
-        out[first : first + L] += a * templates[p]
-    return out[L : L + n_frames]
 
 
 class _Collected:
@@ -276,14 +177,6 @@ def _threshold(fit: Fitted, n_expected: float, false_alarm_hz: float | None, min
     if not np.isfinite(p):
         return np.inf, found.log_odds
     return float(np.log(max(p, 1e-12) / max(1 - p, 1e-12))) - 1e-9, found.log_odds
-
-
-def _lost(missing: np.ndarray, fs: float) -> np.ndarray:
-    """(T,) frames at which a spike would show in a missing frame."""
-    out = missing.copy()
-    for k in range(1, frames_within(LOST_S, fs) + 1):
-        out[:-k] |= missing[k:]
-    return out
 
 
 def _row(many: np.ndarray, k: int) -> np.ndarray:

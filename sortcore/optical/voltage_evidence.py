@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-from sortcore.optical.voltage_filter import CAP, REFRACTORY_S, MatchedFilter, frames_within, log_ratio
+from sortcore.optical.voltage_filter import REFRACTORY_S, MatchedFilter, frames_within
+from sortcore.optical.voltage_pursuit import CAP, log_ratio
 from sortcore.optical.voltage_waveform import Grid
 
 RATE_HZ, RATE_PRIOR_S = 5.0, 15.0  # mean of the gamma prior of the rate, and its weight

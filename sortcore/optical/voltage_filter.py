@@ -18,19 +18,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from sortcore.optical.voltage_noise import Noise
+from sortcore.optical.voltage_pursuit import Known, Places, pursue
 from sortcore.optical.voltage_waveform import Grid, exposure
 
 INTERACTION_S = 0.04  # spikes further apart do not see each other
 WITHIN_S, REFRACTORY_S = 0.0025, 0.0035
-SWEEPS, ROUNDS = 60, 2
-LEAST_LOG_ODDS = -8.0  # of spikes less likely nothing is said
 BELOW = (0.02275, 0.15866, 0.5)  # shares of a Gaussian two and one standard deviations below its middle
-CAP = 300.0  # of log odds, against overflow
 
 
 @dataclass(frozen=True)
@@ -113,11 +110,13 @@ def find_spikes(scores: np.ndarray, matched: MatchedFilter, rho: float, log_prio
     """Candidates in scores (P, T), prior log odds of each frame (T,) given."""
     fs = matched.grid.fs
     within, refractory = frames_within(WITHIN_S, fs), frames_within(REFRACTORY_S, fs)
-    s = scores.copy()
-    found = pursue(s, matched.energies, matched.interactions, rho**-2, log_prior, within, refractory)
-    frames, phases, amplitudes, log_odds, subtracted, expected = found
-    order = np.argsort(frames, kind="stable")
-    return Found(frames[order], phases[order], amplitudes[order], log_odds[order], subtracted[order], expected, s)
+    s, T = np.array(scores, dtype=np.float64), scores.shape[1]
+    known = Known(matched.energies, matched.interactions, rho**-2, log_prior, within, refractory)
+    places, expected = Places(np.zeros(T, np.int64), np.zeros(T, np.int64), np.zeros(T), np.zeros(T)), np.zeros(T)
+    subtracted, count = pursue(s, known, places, expected)
+    order = np.argsort(places.frames[:count], kind="stable")
+    frames, phases, amplitudes, log_odds = (values[order] for values in places)
+    return Found(frames, phases, amplitudes, log_odds, order < subtracted, expected, s)
 
 
 def placed(found: Found, matched: MatchedFilter, rho: float, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -133,147 +132,3 @@ def placed(found: Found, matched: MatchedFilter, rho: float, frames: np.ndarray)
         phases[i] = np.argmax(estimate**2 * (matched.energies + precision))
         amplitudes[i] = estimate[phases[i]]
     return phases, amplitudes
-
-
-@numba.njit(cache=True, nogil=True)
-def log_ratio(s: float, energy: float, precision: float) -> float:
-    """l_p of a score; precision is rho^-2."""
-    if s + precision <= 0:
-        return -CAP
-    return 0.5 * (s + precision) ** 2 / (energy + precision) - 0.5 * precision - 0.5 * np.log1p(energy / precision)
-
-
-@numba.njit(cache=True, nogil=True)
-def frame_log_odds(s: np.ndarray, energies: np.ndarray, precision: float, log_prior: np.ndarray, n: int) -> float:
-    """L(n)."""
-    most = -np.inf
-    for p in range(len(energies)):
-        most = max(most, log_ratio(s[p, n], energies[p], precision))
-    total = 0.0
-    for p in range(len(energies)):
-        total += np.exp(log_ratio(s[p, n], energies[p], precision) - most)
-    return min(log_prior[n] + most + np.log(total / len(energies)), CAP)
-
-
-@numba.njit(cache=True, nogil=True)
-def best_phase(s: np.ndarray, energies: np.ndarray, precision: float, n: int) -> int:
-    best, at = -np.inf, 0
-    for p in range(len(energies)):
-        here = log_ratio(s[p, n], energies[p], precision)
-        if here > best:
-            best, at = here, p
-    return at
-
-
-@numba.njit(cache=True, nogil=True)
-def add_spike(s: np.ndarray, G: np.ndarray, n: int, p: int, amplitude: float) -> None:
-    """Add a spike to the scores; a negative amplitude takes it away."""
-    reach = (G.shape[2] - 1) // 2
-    lo, hi = max(0, n - reach), min(s.shape[1], n + reach + 1)
-    for q in range(s.shape[0]):
-        for m in range(lo, hi):
-            s[q, m] += amplitude * G[p, q, m - n + reach]
-
-
-@numba.njit(cache=True, nogil=True)
-def odds_nearby(L: np.ndarray, held: np.ndarray, n: int, within: int) -> float:
-    """Odds of a spike within some frames of n, but in none that another spike holds."""
-    total = 0.0
-    for m in range(max(0, n - within), min(len(L), n + within + 1)):
-        if held[m] == 0:
-            total += np.exp(L[m])
-    return total
-
-
-@numba.njit(cache=True, nogil=True)
-def is_peak(L: np.ndarray, held: np.ndarray, n: int, reach: int) -> bool:
-    peak = True
-    for m in range(max(0, n - reach), min(len(L), n + reach + 1)):
-        if held[m] == 0 and (L[m] > L[n] or (L[m] == L[n] and m < n)):
-            peak = False
-            break
-    return peak
-
-
-@numba.njit(cache=True, nogil=True)
-def hold(held: np.ndarray, n: int, refractory: int, by: int) -> None:
-    for m in range(max(0, n - refractory), min(len(held), n + refractory + 1)):
-        held[m] += by
-
-
-@numba.njit(cache=True, nogil=True)
-def pursue(s: np.ndarray, energies: np.ndarray, G: np.ndarray, precision: float, log_prior: np.ndarray, within: int,
-           refractory: int) -> tuple:
-    """The pursuit. s (P, T) is left without the spikes that are more probable than none."""
-    T, reach = s.shape[1], (G.shape[2] - 1) // 2
-    L, held = np.empty(T), np.zeros(T, np.int64)
-    for n in range(T):
-        L[n] = frame_log_odds(s, energies, precision, log_prior, n)
-    frames, phases, amplitudes = np.empty(T, np.int64), np.empty(T, np.int64), np.empty(T)
-    count, least = 0, -np.log(2 * within + 1.0)
-    for _ in range(SWEEPS):
-        before = count
-        for n in range(T):
-            if held[n] or L[n] <= least or not is_peak(L, held, n, reach) or odds_nearby(L, held, n, within) <= 1:
-                continue
-            p = best_phase(s, energies, precision, n)
-            frames[count], phases[count], amplitudes[count] = n, p, (s[p, n] + precision) / (energies[p] + precision)
-            add_spike(s, G, n, p, -amplitudes[count])
-            hold(held, n, refractory, 1)
-            for m in range(max(0, n - reach), min(T, n + reach + 1)):
-                L[m] = frame_log_odds(s, energies, precision, log_prior, m)
-            count += 1
-        if count == before:
-            break
-    log_odds = np.zeros(T)
-    own = np.empty(T)
-    expected = np.zeros(T)
-    for _ in range(ROUNDS):
-        kept = 0
-        for i in range(count):
-            n, p = frames[i], phases[i]
-            add_spike(s, G, n, p, amplitudes[i])
-            hold(held, n, refractory, -1)
-            lo, hi = max(0, n - within), min(T, n + within + 1)
-            at = -1
-            for m in range(lo, hi):
-                L[m] = frame_log_odds(s, energies, precision, log_prior, m)
-                if held[m] == 0 and (at < 0 or L[m] > L[at]):
-                    at = m
-            if at < 0 or odds_nearby(L, held, at, within) <= 1:
-                continue
-            p = best_phase(s, energies, precision, at)
-            frames[kept], phases[kept], amplitudes[kept] = at, p, (s[p, at] + precision) / (energies[p] + precision)
-            add_spike(s, G, at, p, -amplitudes[kept])
-            hold(held, at, refractory, 1)
-            kept += 1
-        count = kept
-    for i in range(count):
-        n, p = frames[i], phases[i]
-        add_spike(s, G, n, p, amplitudes[i])
-        hold(held, n, refractory, -1)
-        lo, hi = max(0, n - within), min(T, n + within + 1)
-        total = 0.0
-        for m in range(lo, hi):
-            own[m] = np.exp(frame_log_odds(s, energies, precision, log_prior, m)) if held[m] == 0 else 0.0
-            total += own[m]
-        for m in range(lo, hi):
-            expected[m] += own[m] / (1 + total)
-        log_odds[i] = np.log(max(total, 1e-300))
-        add_spike(s, G, n, p, -amplitudes[i])
-        hold(held, n, refractory, 1)
-    for n in range(T):
-        L[n] = frame_log_odds(s, energies, precision, log_prior, n)
-    subtracted = count
-    for n in range(T):
-        if held[n]:
-            continue
-        nearby = odds_nearby(L, held, n, within)
-        expected[n] += np.exp(L[n]) / (1 + nearby)
-        if nearby > np.exp(LEAST_LOG_ODDS) and is_peak(L, held, n, refractory):
-            p = best_phase(s, energies, precision, n)
-            frames[count], phases[count], amplitudes[count] = n, p, (s[p, n] + precision) / (energies[p] + precision)
-            log_odds[count] = np.log(nearby)
-            count += 1
-    taken = np.arange(count) < subtracted
-    return frames[:count], phases[:count], amplitudes[:count], log_odds[:count], taken, expected

@@ -21,7 +21,8 @@ from scipy.ndimage import gaussian_filter1d, median_filter
 from torch import nn
 
 from sortcore.errors import ModelError
-from sortcore.optical.voltage_filter import REFRACTORY_S, WITHIN_S, frames_within, odds_nearby
+from sortcore.optical.voltage_filter import REFRACTORY_S, WITHIN_S, frames_within
+from sortcore.optical.voltage_pursuit import odds_nearby
 
 WEIGHTS = Path(__file__).with_name("voltage_network.npz")
 WINDOW_S, LEAST_WINDOW = 0.1, 32
@@ -62,7 +63,8 @@ class VoltageNetwork(nn.Module):
         self.up1, self.up0 = conv(c + b, b), conv(b + a, a)
         self.out = nn.Conv1d(a, 1, 1)
         nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        if self.out.bias is not None:
+            nn.init.zeros_(self.out.bias)
 
     def forward(self, channels: torch.Tensor) -> torch.Tensor:
         pool = nn.functional.max_pool1d
