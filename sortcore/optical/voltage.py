@@ -144,7 +144,7 @@ class _Collected:
         n_expected = float(found.expected.sum())
         threshold, score = _threshold(fit, n_expected, false_alarm_hz, min_probability)
         kept = score >= threshold
-        rest = fit.x - spike_part(found, fit.matched.templates, grid, len(fit.x), kept)
+        rest = fit.whole - spike_part(found, fit.matched.templates, grid, len(fit.x), kept)
         self.subthreshold[k] = np.where(fit.missing, np.nan, self.sign * fit.noise.smoothed(rest))
         self.slow[k] = self.sign * fit.slow
         self.waveforms[k] = self.sign * fit.neuron.fine

@@ -72,6 +72,12 @@ class Found:
     expected: np.ndarray
     residual: np.ndarray
 
+    @classmethod
+    def none(cls, P: int, T: int) -> Found:
+        """No candidates."""
+        places, numbers = np.zeros(0, np.int64), np.zeros(0)
+        return cls(places, places, numbers, numbers, np.zeros(0, bool), np.zeros(T), np.zeros((P, T)))
+
     @property
     def probabilities(self) -> np.ndarray:
         return 1 / (1 + np.exp(-self.log_odds))

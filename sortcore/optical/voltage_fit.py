@@ -26,9 +26,12 @@ IMPOSSIBLE = -1e3
 class Fitted:
     """One trace, understood.
 
-    x: (T,) without baseline, spikes upwards, missing frames filled; missing: (T,) bool
+    whole: (T,) without baseline, spikes upwards, missing frames filled; x: (T,) the same without sudden steps
+    missing: (T,) bool; slow: (T,) the baseline
+    log_prior: (T,) log odds of a spike in each frame before the frame is looked at
     """
 
+    whole: np.ndarray
     x: np.ndarray
     missing: np.ndarray
     slow: np.ndarray
@@ -46,33 +49,56 @@ def fit_trace(y: np.ndarray, grid: Grid) -> Fitted | None:
         return None
     y = filled(y)
     slow = baseline(y, grid.fs)
-    x, impossible = y - slow, _lost(missing, grid.fs)
-    measured = measure_noise(x, grid.fs, missing)
+    measured = measure_noise(y - slow, grid.fs, missing)
     if not np.isfinite(measured.spectrum).all() or measured.white <= 0:
         return None
-    neuron, noise = first_guess(x, grid, measured)
-    x = without_steps(x, neuron, matched_filter(neuron.fine, grid, noise), noise)
-    shape, prior = neuron.fine, np.full(len(x), np.log(neuron.rate_hz / grid.fs))
-    matched, z, found = _pursued(x, neuron, noise, grid, prior, impossible)
+    neuron, noise = first_guess(y - slow, grid, measured)
+    matched = matched_filter(neuron.fine, grid, noise)
+    x = without_steps(y - slow, neuron, matched, noise)
+    prior = np.full(len(y), np.log(neuron.rate_hz / grid.fs))
+    shape, fit = neuron.fine, pursued(Fitted(y - slow, x, missing, slow, noise, neuron, matched, Found.none(grid.P, len(y)), prior))
     for _ in range(ROUNDS):
-        neuron = relearned(neuron, z, found, matched, noise, shape)
-        noise = _noise_left(x, missing, neuron, found, grid)
-        matched = matched_filter(neuron.fine, grid, noise)
-        scores = matched.scores(noise.decorrelated(x))
-        neuron = best_height(neuron.fine, matched, scores, FACTORS, neuron.rho, neuron.rate_hz)
-        matched = matched_filter(neuron.fine, grid, noise)
-        neuron = best_spread(neuron, matched, matched.scores(noise.decorrelated(x)))
-        prior = prior_log_odds(found.expected, grid.fs, neuron.rate_hz, 2 * frames_within(WITHIN_S, grid.fs))
-        matched, z, found = _pursued(x, neuron, noise, grid, prior, impossible)
-    prior = prior_log_odds(found.expected, grid.fs, neuron.rate_hz, 2 * frames_within(WITHIN_S, grid.fs))
-    matched, z, found = _pursued(x, neuron, noise, grid, prior, impossible)
-    return Fitted(x, missing, slow, noise, neuron, matched, found, prior)
+        fit = pursued(with_history(learned(fit, shape)))
+    return pursued(with_history(fit))
+
+
+def pursued(fit: Fitted) -> Fitted:
+    """The trace with its spikes, all else known."""
+    prior = np.where(lost(fit.missing, fit.matched.grid.fs), IMPOSSIBLE, fit.log_prior)
+    scores = fit.matched.scores(fit.noise.decorrelated(fit.x))
+    return replace(fit, found=find_spikes(scores, fit.matched, fit.neuron.rho, prior))
+
+
+def with_history(fit: Fitted) -> Fitted:
+    """The trace with what its spikes say of each other."""
+    fs = fit.matched.grid.fs
+    return replace(fit, log_prior=prior_log_odds(fit.found.expected, fs, fit.neuron.rate_hz, 2 * frames_within(WITHIN_S, fs)))
+
+
+def learned(fit: Fitted, shape: np.ndarray) -> Fitted:
+    """The trace with waveform, noise, height and spread learned anew, its spikes being known; shape (F,): the waveform first guessed."""
+    grid = fit.matched.grid
+    neuron = relearned(fit.neuron, fit.noise.decorrelated(fit.x), fit.found, fit.matched, fit.noise, shape)
+    noise = noise_left(fit, neuron)
+    z, matched = noise.decorrelated(fit.x), matched_filter(neuron.fine, grid, noise)
+    neuron = best_height(neuron.fine, matched, matched.scores(z), FACTORS, neuron.rho, neuron.rate_hz)
+    matched = matched_filter(neuron.fine, grid, noise)
+    return replace(fit, noise=noise, matched=matched, neuron=best_spread(neuron, matched, matched.scores(z)))
+
+
+def noise_left(fit: Fitted, neuron: Neuron) -> Noise:
+    """Noise of a trace less its spikes. What spikes that were not subtracted add, and those that were none took, is known in the mean."""
+    grid, T = fit.matched.grid, len(fit.x)
+    templates, n = exposure(grid) @ neuron.fine, int(fit.found.subtracted.sum())
+    rest = fit.x - spike_part(fit.found, templates, grid, T)
+    noise = without_spikes(measure_noise(rest, grid.fs, fit.missing), templates, neuron.rate_hz / grid.fs - n / T)
+    return noise.scaled(score_spread(matched_filter(neuron.fine, grid, noise), noise.decorrelated(rest)))
 
 
 def by_network(fit: Fitted) -> Fitted:
     """The trace with the spikes that the network finds; phases and amplitudes are the filter's."""
     grid, found = fit.matched.grid, fit.found
-    possible = ~_lost(fit.missing, grid.fs)
+    possible = ~lost(fit.missing, grid.fs)
     expected = np.where(possible, network_expected(filter_view(fit), grid.fs, load_voltage_network()), 0.0)
     frames, p = picked(expected, grid.fs, possible)
     phases, amplitudes = placed(found, fit.matched, fit.neuron.rho, frames)
@@ -87,20 +113,6 @@ def filter_view(fit: Fitted) -> FilterView:
     return FilterView(fit.x, fit.noise.sd, fit.matched.d, log_odds, fit.log_prior, fit.found.expected)
 
 
-def _pursued(x: np.ndarray, neuron: Neuron, noise: Noise, grid: Grid, prior: np.ndarray,
-             impossible: np.ndarray) -> tuple[MatchedFilter, np.ndarray, Found]:
-    matched, z = matched_filter(neuron.fine, grid, noise), noise.decorrelated(x)
-    return matched, z, find_spikes(matched.scores(z), matched, neuron.rho, np.where(impossible, IMPOSSIBLE, prior))
-
-
-def _noise_left(x: np.ndarray, missing: np.ndarray, neuron: Neuron, found: Found, grid: Grid) -> Noise:
-    """Noise of a trace less its spikes. What spikes that were not subtracted add, and those that were none took, is known in the mean."""
-    templates, n = exposure(grid) @ neuron.fine, int(found.subtracted.sum())
-    rest = x - spike_part(found, templates, grid, len(x))
-    noise = without_spikes(measure_noise(rest, grid.fs, missing), templates, neuron.rate_hz / grid.fs - n / len(x))
-    return noise.scaled(score_spread(matched_filter(neuron.fine, grid, noise), noise.decorrelated(rest)))
-
-
 def spike_part(found: Found, templates: np.ndarray, grid: Grid, n_frames: int, kept: np.ndarray | None = None) -> np.ndarray:
     """(T,) the spikes that were subtracted, or those kept (S,), as templates (P, L) make them."""
     L = templates.shape[1]
@@ -112,7 +124,7 @@ def spike_part(found: Found, templates: np.ndarray, grid: Grid, n_frames: int, k
     return out[L : L + n_frames]
 
 
-def _lost(missing: np.ndarray, fs: float) -> np.ndarray:
+def lost(missing: np.ndarray, fs: float) -> np.ndarray:
     """(T,) frames at which a spike would show in a missing frame."""
     out = missing.copy()
     for k in range(1, frames_within(LOST_S, fs) + 1):
