@@ -105,7 +105,7 @@ def score(made: list[dict[str, np.ndarray]], method: str) -> tuple[Counts, float
     for one in made:
         fs = float(one["fs"])
         start = time.process_time()
-        result = sc.detect_voltage_spikes(one["traces"], fs)
+        result = sc.detect_voltage_spikes(one["traces"], fs, method=method)
         seconds += time.process_time() - start
         of_trace += one["traces"].size / fs
         for k in range(len(one["traces"])):
@@ -129,9 +129,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--traces", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--methods", nargs="+", default=["filter"])
+    parser.add_argument("--methods", nargs="+", default=["filter", "network"])
     options = parser.parse_args()
-    sc.detect_voltage_spikes(np.random.default_rng(0).standard_normal(2000), 400.0)  # compiled before it is timed
+    for method in options.methods:
+        sc.detect_voltage_spikes(np.random.default_rng(0).standard_normal(2000), 400.0, method=method)  # compiled before it is timed
     print("F1 within 5 ms, in brackets its share of the ideal observer's; complex: plateaus, shrinking spikes, artefacts; x: real time")
     for fs in RATES:
         for snr, volpy in zip(SNRS, VOLPY[fs], strict=True):

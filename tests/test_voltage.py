@@ -9,7 +9,7 @@ from sortcore.metrics import match_spikes, score_spikes, spike_trains
 from sortcore.optical.voltage_simulate import SpikeShape, VoltageFiring, VoltageNoise, simulate_voltage
 
 PEAK_S = 0.0008  # of the usual shape, after the onset
-METHODS = ("filter",)
+METHODS = ("filter", "network")
 
 
 @pytest.fixture(scope="module", params=[400.0, 1000.0])

@@ -15,7 +15,7 @@ from sortcore.optical.voltage_filter import REFRACTORY_S, MatchedFilter, frames_
 from sortcore.optical.voltage_pursuit import CAP, log_ratio
 from sortcore.optical.voltage_waveform import Grid
 
-RATE_HZ, RATE_PRIOR_S = 5.0, 15.0  # mean of the gamma prior of the rate, and its weight
+RATE_HZ, RATE_PRIOR_S = 5.0, 4.0  # mean of the gamma prior of the rate, and its weight
 LEAST_HZ, MOST_HZ = 0.02, 100.0
 SPREADS = (0.05, 0.1, 0.15, 0.22, 0.33)
 RATES_HZ, STEP = np.array([0.3, 1.2, 5.0, 20.0]), 0.4

@@ -26,7 +26,7 @@ from sortcore.optical.voltage_pursuit import Known, Places, pursue
 from sortcore.optical.voltage_waveform import Grid, exposure
 
 INTERACTION_S = 0.04  # spikes further apart do not see each other
-WITHIN_S, REFRACTORY_S = 0.0025, 0.0035
+WITHIN_S, REFRACTORY_S = 0.0025, 0.0028
 BELOW = (0.02275, 0.15866, 0.5)  # shares of a Gaussian two and one standard deviations below its middle
 
 

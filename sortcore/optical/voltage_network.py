@@ -109,7 +109,7 @@ def network_expected(view: FilterView, fs: float, network: VoltageNetwork) -> np
     total, times = np.zeros(padded.shape[1]), np.zeros(padded.shape[1])
     for first in range(0, n, WINDOWS_AT_ONCE):
         with torch.inference_mode():
-            change = network(torch.from_numpy(np.ascontiguousarray(windows[first : first + WINDOWS_AT_ONCE]))).numpy()
+            change = network(torch.from_numpy(np.array(windows[first : first + WINDOWS_AT_ONCE]))).numpy()
         for i, one in enumerate(change, first):
             kept = slice(i * step + pruned, i * step + size - pruned)
             total[kept] += one[pruned : size - pruned]
