@@ -11,6 +11,7 @@ from sortcore.optical import voltage_fit
 from sortcore.optical.voltage_fit import filter_view, fit_trace
 from sortcore.optical.voltage_network import (
     CHANNELS,
+    TRUST,
     WEIGHTS,
     FilterView,
     VoltageNetwork,
@@ -40,7 +41,7 @@ def test_every_frame_is_answered_by_windows_however_many(fs, T):
     np.testing.assert_allclose(network_expected(view, fs, network), p, rtol=1e-5)  # an untrained network adds nothing
     with torch.no_grad():
         network.out.bias.fill_(1.0)
-    np.testing.assert_allclose(network_expected(view, fs, network), 1 / (1 + np.exp(-1) * (1 - p) / p), rtol=1e-5)
+    np.testing.assert_allclose(network_expected(view, fs, network), 1 / (1 + np.exp(-TRUST) * (1 - p) / p), rtol=1e-5)
 
 
 def test_windows_agree_with_the_whole_trace_but_for_their_ends():

@@ -27,7 +27,7 @@ from sortcore.types import Spikes
 from sortcore.workers import in_order
 
 LEAST_FS = 100.0
-METHODS, DEFAULT = ("auto", "filter", "network"), "filter"
+METHODS, DEFAULT = ("auto", "filter", "network"), "network"
 POLARITIES = ("auto", "up", "down")
 POLARITY_TRACES = 8  # that tell which way spikes go
 LEAST_PROBABILITY, LEAST_UNSHOWN = 0.2, 0.5  # of a spike: where a trace shows by so much that it has any, and where not
@@ -93,7 +93,8 @@ def detect_voltage_spikes(traces: np.ndarray, fs: float, *, method: str = "auto"
 
     traces: (N, T) or (T,), any units, any real dtype, NaN where frames are missing; may be a memory map
     fs: frames per second, at least 100
-    method: "filter", the adaptive matched filter, or "network", which corrects it; "auto" is what finds more (benchmarks)
+    method: "filter", the adaptive matched filter, or "network", which corrects it; "auto" is the network, which finds more
+        (benchmarks), and the filter where a rate of false alarms is asked for
     polarity: "up" or "down", the way in which spikes go (of some indicators light falls as voltage rises); "auto" finds it out
     false_alarm_hz: rate at which noise alone may pass for a spike, per trace; by default the threshold balances precision and recall
     min_probability: threshold on the probability, instead of either

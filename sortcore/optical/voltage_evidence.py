@@ -12,7 +12,7 @@ import numba
 import numpy as np
 
 from sortcore.optical.voltage_filter import REFRACTORY_S, MatchedFilter, frames_within
-from sortcore.optical.voltage_pursuit import CAP, log_ratio
+from sortcore.optical.voltage_pursuit import CAP, ratio_of
 from sortcore.optical.voltage_waveform import Grid
 
 RATE_HZ, RATE_PRIOR_S = 5.0, 4.0  # mean of the gamma prior of the rate, and its weight
@@ -86,8 +86,9 @@ def frame_ratios(scores: np.ndarray, energies: np.ndarray, precision: float) -> 
     P, T = scores.shape
     out = np.zeros(T)
     for p in range(P):
+        slope, offset = 0.5 / (energies[p] + precision), 0.5 * precision + 0.5 * np.log1p(energies[p] / precision)
         for n in range(T):
-            out[n] += np.exp(min(log_ratio(scores[p, n], energies[p], precision), CAP))
+            out[n] += np.exp(min(ratio_of(scores[p, n], precision, slope, offset), CAP))
     return out / P
 
 

@@ -117,7 +117,9 @@ def find_spikes(scores: np.ndarray, matched: MatchedFilter, rho: float, log_prio
     fs = matched.grid.fs
     within, refractory = frames_within(WITHIN_S, fs), frames_within(REFRACTORY_S, fs)
     s, T = np.array(scores, dtype=np.float64), scores.shape[1]
-    known = Known(matched.energies, matched.interactions, rho**-2, log_prior, within, refractory)
+    E, precision = matched.energies, rho**-2
+    offsets = 0.5 * precision + 0.5 * np.log1p(E / precision)
+    known = Known(E, 0.5 / (E + precision), offsets, matched.interactions, precision, log_prior, within, refractory)
     places, expected = Places(np.zeros(T, np.int64), np.zeros(T, np.int64), np.zeros(T), np.zeros(T)), np.zeros(T)
     subtracted, count = pursue(s, known, places, expected)
     order = np.argsort(places.frames[:count], kind="stable")

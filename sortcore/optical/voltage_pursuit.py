@@ -13,9 +13,12 @@ CAP = 300.0  # of log odds, against overflow
 
 
 class Known(NamedTuple):
-    """What a pursuit is given: energies (P,), interactions G (P, P, 2 D + 1), rho^-2, log prior odds (T,), and spans in frames."""
+    """What a pursuit is given: energies (P,), of log ratios slopes and offsets (P,), interactions G (P, P, 2 D + 1), rho^-2, log prior
+    odds (T,), and spans in frames."""
 
     energies: np.ndarray
+    slopes: np.ndarray
+    offsets: np.ndarray
     G: np.ndarray
     precision: float
     log_prior: np.ndarray
@@ -35,28 +38,32 @@ class Places(NamedTuple):
 @numba.njit(cache=True, nogil=True)
 def log_ratio(s: float, energy: float, precision: float) -> float:
     """l_p of a score; precision is rho^-2."""
-    if s + precision <= 0:
-        return -CAP
-    return 0.5 * (s + precision) ** 2 / (energy + precision) - 0.5 * precision - 0.5 * np.log1p(energy / precision)
+    return ratio_of(s, precision, 0.5 / (energy + precision), 0.5 * precision + 0.5 * np.log1p(energy / precision))
 
 
 @numba.njit(cache=True, nogil=True)
-def frame_log_odds(s: np.ndarray, energies: np.ndarray, precision: float, log_prior: np.ndarray, n: int) -> float:
+def ratio_of(s: float, precision: float, slope: float, offset: float) -> float:
+    """l_p of a score, with what does not depend on it computed before."""
+    return slope * (s + precision) ** 2 - offset if s + precision > 0 else -CAP
+
+
+@numba.njit(cache=True, nogil=True)
+def frame_log_odds(s: np.ndarray, known: Known, n: int) -> float:
     """L(n)."""
-    most = -np.inf
-    for p in range(len(energies)):
-        most = max(most, log_ratio(s[p, n], energies[p], precision))
+    P, most = len(known.slopes), -np.inf
+    for p in range(P):
+        most = max(most, ratio_of(s[p, n], known.precision, known.slopes[p], known.offsets[p]))
     total = 0.0
-    for p in range(len(energies)):
-        total += np.exp(log_ratio(s[p, n], energies[p], precision) - most)
-    return min(log_prior[n] + most + np.log(total / len(energies)), CAP)
+    for p in range(P):
+        total += np.exp(ratio_of(s[p, n], known.precision, known.slopes[p], known.offsets[p]) - most)
+    return min(known.log_prior[n] + most + np.log(total / P), CAP)
 
 
 @numba.njit(cache=True, nogil=True)
-def best_phase(s: np.ndarray, energies: np.ndarray, precision: float, n: int) -> int:
+def best_phase(s: np.ndarray, known: Known, n: int) -> int:
     best, at = -np.inf, 0
-    for p in range(len(energies)):
-        here = log_ratio(s[p, n], energies[p], precision)
+    for p in range(len(known.slopes)):
+        here = ratio_of(s[p, n], known.precision, known.slopes[p], known.offsets[p])
         if here > best:
             best, at = here, p
     return at
@@ -102,13 +109,13 @@ def hold(held: np.ndarray, n: int, refractory: int, by: int) -> None:
 def update(L: np.ndarray, s: np.ndarray, known: Known, first: int, end: int) -> None:
     """Compute L again for some frames."""
     for n in range(max(0, first), min(len(L), end)):
-        L[n] = frame_log_odds(s, known.energies, known.precision, known.log_prior, n)
+        L[n] = frame_log_odds(s, known, n)
 
 
 @numba.njit(cache=True, nogil=True)
 def note(places: Places, i: int, s: np.ndarray, known: Known, n: int) -> None:
     """Spike i comes in frame n, at its most probable phase and amplitude."""
-    p = best_phase(s, known.energies, known.precision, n)
+    p = best_phase(s, known, n)
     places.frames[i], places.phases[i] = n, p
     places.amplitudes[i] = (s[p, n] + known.precision) / (known.energies[p] + known.precision)
 
