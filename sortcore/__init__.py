@@ -18,6 +18,7 @@ from sortcore.optical.calcium import CalciumResult, infer_ar1, infer_calcium
 from sortcore.optical.combined import CombinedActivity, infer_combined
 from sortcore.optical.network import NetworkActivity, infer_network
 from sortcore.optical.stream import CalciumStream
+from sortcore.optical.voltage import VoltageResult, detect_voltage_spikes
 from sortcore.phy import export_phy
 from sortcore.probes import load_probe, probe_names
 from sortcore.recording import ArrayRecording, Recording, array_recording, binary_recording
@@ -28,7 +29,7 @@ from sortcore.version import __version__ as __version__
 __all__ = [
     "ArrayRecording", "CalciumResult", "CalciumStream", "CombinedActivity", "ConfigError", "Model", "NetworkActivity", "OutputError",
     "Preprocessing", "Priors", "Probe", "ProbeError", "Recording", "RecordingError", "Simulation", "SortConfig", "SortcoreError",
-    "SortingResult", "Spikes", "Templates", "Units", "array_recording", "binary_recording", "deconvolve", "demo_simulation",
-    "export_phy", "infer_ar1", "infer_calcium", "infer_combined", "infer_network", "load_model", "load_probe", "load_result",
-    "probe_names", "save_model", "save_result", "simulate", "sort",
+    "SortingResult", "Spikes", "Templates", "Units", "VoltageResult", "array_recording", "binary_recording", "deconvolve",
+    "demo_simulation", "detect_voltage_spikes", "export_phy", "infer_ar1", "infer_calcium", "infer_combined", "infer_network",
+    "load_model", "load_probe", "load_result", "probe_names", "save_model", "save_result", "simulate", "sort",
 ]

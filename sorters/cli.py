@@ -245,6 +245,26 @@ def calcium(
                             false_positives=false_positives))
 
 
+@app.command()
+def voltage(
+    traces: Annotated[Path, typer.Argument(metavar="TRACES", help="Traces: .npy, .npz, .csv, a suite2p folder, CaImAn .hdf5 or .nwb.")],
+    out: Annotated[Path, typer.Option(help="Folder for the result; must be new or empty.")],
+    fs: Annotated[float | None, typer.Option(help="Frames per second, where the file does not say.")] = None,
+    polarity: Annotated[str, typer.Option(help="up, down (indicators that dim as voltage rises), or auto.")] = "auto",
+    false_alarms: Annotated[float | None, typer.Option(help="Rate in Hz at which noise alone may pass for a spike; if not given, "
+                                                            "precision and recall are balanced.")] = None,
+    nwb: Annotated[bool, typer.Option("--nwb", help="Write voltage.nwb too.")] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Find spikes in voltage imaging traces: spikes.csv with probabilities, estimates.csv, voltage.npz with the subthreshold potential."""
+    with reported(debug):
+        from sorters.voltage import detect_in_file
+
+        say(detect_in_file(traces, fs, out, polarity=polarity, false_alarms=false_alarms, nwb=nwb, overwrite=overwrite, quiet=quiet))
+
+
 @app.command("install-hook")
 def install_hook(remove: Annotated[bool, typer.Option("--remove", help="Take it away again.")] = False, debug: Debug = False) -> None:
     """Make SpikeInterface know sortcore in every process of this Python environment, e.g. in slurm jobs, without `import sorters`."""

@@ -16,12 +16,16 @@ LAYERS = (
     {"errors", "types", "version"},
     {"recording", "progress", "workers", "numerics", "medians", "probes", "cluster", "groups", "spectra", "matching", "moving", "bank",
      "follow", "sample", "archive", "steps", "remote", "settings", "optional", "ephys.config", "optical.foreign",
-     "optical.reading", "optical.traces", "optical.tails", "optical.kernels", "optical.kernel", "optical.ar1", "optical.ar2"},
+     "optical.reading", "optical.traces", "optical.tails", "optical.kernels", "optical.kernel", "optical.ar1", "optical.ar2",
+     "optical.voltage_noise", "optical.voltage_waveform", "optical.voltage_filter", "optical.voltage_pursuit", "optical.voltage_history",
+     "optical.voltage_learning", "optical.voltage_evidence", "optical.voltage_guess",
+     "optical.voltage_steps", "optical.voltage_decision"},
     {"model", "reference", "cells", "simulate", "metrics", "metrics.sorting", "metrics.trains",
-     "metrics.distances", "metrics.intervals", "optical.indicator", "optical.simulate"},
+     "metrics.distances", "metrics.intervals", "optical.indicator", "optical.simulate", "optical.voltage_simulate"},
     {"<stage>"},
-    {"ephys.conclude", "ephys.kept", "ephys.pipeline", "optical.calcium", "optical.combined"},
-    {"export", "phy", "panels", "plots", "plots_probe", "report", "optical.saving", "optical.plots"},
+    {"ephys.conclude", "ephys.kept", "ephys.pipeline", "optical.calcium", "optical.combined", "optical.voltage", "optical.voltage_fit"},
+    {"export", "phy", "panels", "plots", "plots_probe", "report", "optical.saving", "optical.plots",
+     "optical.voltage_saving", "optical.voltage_plots"},
 )
 # The package's front doors gather public names and are imported by no module of the engine.
 DOORS = {"", "ephys", "optical"}
