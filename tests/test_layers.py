@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     {"errors", "types", "version"},
     {"recording", "progress", "workers", "numerics", "medians", "probes", "cluster", "groups", "spectra", "matching", "moving", "bank",
-     "follow", "sample", "archive", "steps", "remote", "settings", "optional", "ephys.config", "optical.foreign",
-     "optical.reading", "optical.tails", "optical.kernels", "optical.kernel", "optical.ar1", "optical.ar2"},
+     "follow", "sample", "archive", "steps", "remote", "settings", "optional", "ephys.config", "optical.foreign", "optical.reading",
+     "optical.records", "optical.movies", "optical.tails", "optical.kernels", "optical.kernel", "optical.ar1", "optical.ar2"},
     {"model", "reference", "cells", "simulate", "metrics", "metrics.sorting", "metrics.trains",
      "metrics.distances", "metrics.intervals", "optical.indicator", "optical.simulate"},
     {"<stage>"},
