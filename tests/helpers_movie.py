@@ -23,10 +23,9 @@ def planted_result(n_cells: int = 4, seconds: float = 20.0, seed: int = 0, made:
     traces = light + rng.standard_normal(light.shape).astype(np.float32)
     activity = (made.counts * 0.2 * made.brightness[:, None]).astype(np.float32)
     fit = np.linspace(0.7, 0.99, K)
-    demixed = Demixed(sparse.csr_array(made.footprints.reshape(K, H * W)), (H, W), traces, light, activity, made.brightness.copy(), np.ones(K),
-                      made.movie.mean(axis=0).astype(np.float32),
-                      Background(np.ones((1, H, W), np.float32), 100 + np.sin(np.arange(T) / 9).astype(np.float32)[None]), made.fs,
-                      np.full(K, 0.05), np.full(K, 0.6), fit)
+    background = Background(np.ones((1, H, W), np.float32), 100 + np.sin(np.arange(T) / 9).astype(np.float32)[None])
+    demixed = Demixed(sparse.csr_array(made.footprints.reshape(K, H * W)), (H, W), traces, light, activity, made.brightness.copy(),
+                      np.ones(K), made.movie.mean(axis=0).astype(np.float32), background, made.fs, np.full(K, 0.05), np.full(K, 0.6), fit)
     events = find_events(activity, made.fs) if K else None
     spikes = Spikes.empty() if events is None else Spikes(events.frames, np.full(len(events), 0.25, np.float32), events.cells,
                                                          events.sizes.astype(np.float32), np.ones(len(events), np.float32))

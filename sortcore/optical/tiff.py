@@ -179,9 +179,7 @@ def complaints(path: Path) -> Iterator[None]:
     handler = logging.Handler()
     handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("tifffile")
-    before = logger.propagate
     logger.addHandler(handler)
-    logger.propagate = False
     try:
         yield
     except (ValueError, RuntimeError, IndexError) as error:
@@ -189,7 +187,6 @@ def complaints(path: Path) -> Iterator[None]:
                              "export it again.") from error
     finally:
         logger.removeHandler(handler)
-        logger.propagate = before
     broken = [text for text in heard if any(word in text for word in BROKEN)]
     if broken:
         raise RecordingError(f"{path} is cut short or damaged ({broken[0]}). Copy or export it again.")
