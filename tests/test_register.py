@@ -58,7 +58,7 @@ def test_put_in_place_a_movie_is_the_one_that_never_moved() -> None:
     offset = np.median(found.shifts - shifts, axis=0)  # of the picture as a whole
     again = registered(movie, replace(found, shifts=found.shifts - offset))
     before, after = (np.abs(m[:].astype(float) - picture[10:-10, 10:-10])[:, 10:-10, 10:-10].mean() for m in (movie, again))
-    assert after < 1 and before > 25 * after
+    assert after < 1.5 and before > 25 * after
     np.testing.assert_array_equal(again[7:12], again[0:20][7:12])
     assert again.fs == 20.0 and again.shape == movie.shape and again.dtype == np.uint16
 
