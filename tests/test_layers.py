@@ -16,9 +16,11 @@ LAYERS = (
     {"errors", "types", "version"},
     {"recording", "progress", "workers", "numerics", "medians", "probes", "cluster", "groups", "spectra", "matching", "moving", "bank",
      "follow", "sample", "archive", "steps", "remote", "settings", "optional", "ephys.config", "optical.foreign", "optical.reading",
-     "optical.records", "optical.movies", "optical.tails", "optical.kernels", "optical.kernel", "optical.ar1", "optical.ar2"},
+     "optical.records", "optical.movies", "optical.stores", "optical.tiff", "optical.tails", "optical.kernels",
+     "optical.kernel", "optical.ar1", "optical.ar2"},
     {"model", "reference", "cells", "simulate", "metrics", "metrics.sorting", "metrics.trains",
-     "metrics.distances", "metrics.intervals", "optical.indicator", "optical.simulate"},
+     "metrics.distances", "metrics.intervals", "optical.indicator", "optical.simulate",
+     "optical.simulate_movie"},
     {"<stage>"},
     {"ephys.conclude", "ephys.kept", "ephys.pipeline", "optical.calcium", "optical.combined"},
     {"export", "phy", "panels", "plots", "plots_probe", "report", "optical.saving", "optical.plots"},
@@ -93,7 +95,7 @@ def test_the_engine_needs_only_its_own_few_packages(name: str) -> None:
 
 
 def test_importing_the_engine_loads_nothing_that_only_formats_need() -> None:
-    heavy = {"spikeinterface", "probeinterface", "sorters", "pandas", "h5py", "pynwb", "hdmf", "pynapple"}
+    heavy = {"spikeinterface", "probeinterface", "sorters", "pandas", "h5py", "pynwb", "hdmf", "pynapple", "tifffile", "zarr", "skimage"}
     modules = ", ".join(f"sortcore.{name}" for name in MODULES)
     code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

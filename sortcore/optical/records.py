@@ -131,7 +131,7 @@ class Demixed:
         if 4 * rows.shape[0] * rows.shape[1] > MOST_DENSE:
             raise ModelError(f"{rows.shape[0]} pictures of {self.shape[0]} x {self.shape[1]} pixels take more than a gigabyte; ask for "
                              "fewer cells at a time.")
-        return rows.toarray().reshape(-1, *self.shape)
+        return rows.toarray().reshape(rows.shape[0], *self.shape)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,34 @@
+"""A sorted movie as it should come out: planted cells, given to the records by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import sparse
+
+from sortcore.optical.quality import cell_quality
+from sortcore.optical.records import Background, Demixed, MovieResult
+from sortcore.optical.simulate_movie import MovieSimulation, simulate_movie
+from sortcore.optical.spikes import find_events
+from sortcore.types import Spikes
+
+FS = 20.0
+
+
+def planted_result(n_cells: int = 4, seconds: float = 20.0, seed: int = 0, made: MovieSimulation | None = None) -> MovieResult:
+    """The result that a perfect demixing of a simulated movie would give."""
+    made = made or simulate_movie(n_cells, seconds, FS, (30, 42), seed=seed)
+    K, (T, H, W) = n_cells, made.movie.shape
+    rng = np.random.default_rng(seed)
+    light = (made.brightness[:, None] * (1 + made.dff)).astype(np.float32)
+    traces = light + rng.standard_normal(light.shape).astype(np.float32)
+    activity = (made.counts * 0.2 * made.brightness[:, None]).astype(np.float32)
+    fit = np.linspace(0.7, 0.99, K)
+    demixed = Demixed(sparse.csr_array(made.footprints.reshape(K, H * W)), (H, W), traces, light, activity, made.brightness.copy(), np.ones(K),
+                      made.movie.mean(axis=0).astype(np.float32),
+                      Background(np.ones((1, H, W), np.float32), 100 + np.sin(np.arange(T) / 9).astype(np.float32)[None]), made.fs,
+                      np.full(K, 0.05), np.full(K, 0.6), fit)
+    events = find_events(activity, made.fs) if K else None
+    spikes = Spikes.empty() if events is None else Spikes(events.frames, np.full(len(events), 0.25, np.float32), events.cells,
+                                                         events.sizes.astype(np.float32), np.ones(len(events), np.float32))
+    return MovieResult(demixed, ((traces - made.brightness[:, None]) / made.brightness[:, None]).astype(np.float32), activity, spikes,
+                       cell_quality(demixed, spikes), {"fs": made.fs}, {"demix": 1.0})
