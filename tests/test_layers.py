@@ -16,13 +16,14 @@ LAYERS = (
     {"errors", "types", "version"},
     {"recording", "progress", "workers", "numerics", "medians", "probes", "cluster", "groups", "spectra", "matching", "moving", "bank",
      "follow", "sample", "archive", "steps", "remote", "settings", "optional", "ephys.config", "optical.foreign", "optical.reading",
-     "optical.records", "optical.movies", "optical.stores", "optical.tiff", "optical.tails", "optical.kernels",
+     "optical.records", "optical.movies", "optical.survey", "optical.stores", "optical.tiff", "optical.tails", "optical.kernels",
      "optical.kernel", "optical.ar1", "optical.ar2"},
     {"model", "reference", "cells", "simulate", "metrics", "metrics.sorting", "metrics.trains",
      "metrics.distances", "metrics.intervals", "optical.indicator", "optical.simulate",
-     "optical.simulate_movie"},
+     "optical.simulate_movie", "optical.footprints"},
     {"<stage>"},
-    {"ephys.conclude", "ephys.kept", "ephys.pipeline", "optical.calcium", "optical.combined"},
+    {"ephys.conclude", "ephys.kept", "ephys.pipeline", "optical.calcium", "optical.combined",
+     "optical.demix", "optical.sort_movie"},
     {"export", "phy", "panels", "plots", "plots_probe", "report", "optical.saving", "optical.plots"},
 )
 # The package's front doors gather public names and are imported by no module of the engine.

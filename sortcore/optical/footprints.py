@@ -188,3 +188,16 @@ def sweep(left: Residual, cells: list[Cell], kernel: Kernel, level: float) -> li
             left.take(new)
             out.append(new)
     return out
+
+
+def footprint_fit(left: Residual, cell: Cell) -> float:
+    """Correlation of a footprint with the picture of its course in the movie less all other cells, within and near it."""
+    rows, columns = left.box(cell.pixels, GROWTH)
+    c = cell.centred
+    picture = left.movie[rows, columns].astype(np.float32, copy=False) @ c / (c @ c)
+    own = np.zeros(left.shape, np.float32)
+    own.flat[cell.pixels] = cell.weights
+    own = own[rows, columns]
+    picture += own * (float(cell.seen @ c) / float(c @ c))
+    near = binary_dilation(own > 0, EIGHT, iterations=GROWTH) & left.usable[rows, columns]
+    return float(np.corrcoef(own[near], picture[near])[0, 1])

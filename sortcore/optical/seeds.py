@@ -64,7 +64,7 @@ def energies(z: np.ndarray, usable: np.ndarray, decay: float, levels: int, *, su
         for level in range(levels):
             first, last = (start - top) >> level, -(-(stop - top) // (1 << level))
             around = pyramid[level + 2] if surround else (NOTHING, NO_MASK)
-            out.append(energy_rows(*pyramid[level], *around, np.float32(decay), first, last))
+            out.append(energy_rows(*pyramid[level], *around, decay, first, last))
         return out
 
     parts = list(in_order(one, range(0, H, height)))
@@ -85,7 +85,8 @@ def pool(z: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
-def energy_rows(z: np.ndarray, mask: np.ndarray, around: np.ndarray, around_mask: np.ndarray, g: float, first: int, last: int) -> np.ndarray:
+def energy_rows(z: np.ndarray, mask: np.ndarray, around: np.ndarray, around_mask: np.ndarray, g: float, first: int,
+                last: int) -> np.ndarray:
     """Energies (last - first, W) of these rows of z (H, W, B); `around` is z pooled by 4 x 4, or empty."""
     H, W, B = z.shape
     out = np.zeros((last - first, W), dtype=np.float32)

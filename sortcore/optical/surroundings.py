@@ -98,6 +98,20 @@ def without_background(left: Residual, cells: list[Cell], around: Surroundings) 
     return out
 
 
+def smooth_picture(picture: np.ndarray, left: Residual, block: float) -> np.ndarray:
+    """(P,) picture (P,) without what is smaller than blocks: a spline through their medians."""
+    (H, W), usable = left.shape, left.usable
+    ys, xs = edges(H, block), edges(W, block)
+    image = np.where(usable, picture.reshape(H, W), np.nan)
+    values = np.full((len(ys) - 1, len(xs) - 1), float(np.median(image[usable])) if usable.any() else 0.0)
+    for i in range(len(ys) - 1):
+        for j in range(len(xs) - 1):
+            part = image[ys[i] : ys[i + 1], xs[j] : xs[j + 1]]
+            if np.isfinite(part).any():
+                values[i, j] = np.nanmedian(part)
+    return interpolated(values, ys, xs).ravel().astype(np.float32)
+
+
 def strips(left: Residual) -> list[slice]:
     """Pixels in pieces that fit the memory."""
     P, B = left.z.shape

@@ -10,12 +10,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numba
 import numpy as np
 
-from sortcore.errors import ConfigError, ModelError
+from sortcore.errors import RecordingError
+from sortcore.optical.movies import Movie
 from sortcore.progress import Track, silent
 from sortcore.settings import Checked, setting
 from sortcore.workers import in_order
@@ -26,15 +26,6 @@ BLEACH_TIMES = (0.15, 0.3, 0.6, 1.2, 2.4)  # time constants that are tried, as s
 BLEACH_ROUNDS, BLEACH_PIXELS = 10, 4096
 LEAST_BINS = 20  # with fewer there is no telling bleaching from anything else
 Read = Callable[[int, int], np.ndarray]
-
-
-class Movie(Protocol):
-    """Frames (T, H, W), read in pieces: an array, a memory map, or any reader that has these."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def __getitem__(self, frames: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -70,23 +61,6 @@ class Survey:
     binned: np.ndarray
 
 
-def check_movie(movie: Movie, fs: float) -> tuple[int, int, int]:
-    """T, H, W. Raises ModelError for what is no movie (T, H, W), ConfigError for an fs that is none."""
-    shape = tuple(int(n) for n in getattr(movie, "shape", ()))
-    if len(shape) != 3 or 0 in shape:
-        raise ModelError(f"A movie must be (frames, height, width), none of them 0, but this is {shape or type(movie).__name__}.")
-    dtype = np.dtype(getattr(movie, "dtype", np.float32))
-    if dtype.kind not in "fiub":
-        raise ModelError(f"A movie must be of real numbers, but its dtype is {dtype}.")
-    if isinstance(fs, bool) or not (isinstance(fs, (int, float, np.number)) and np.isfinite(fs) and fs > 0):
-        raise ConfigError(f"The frame rate fs must be a positive number of frames per second, but it is {fs!r}.")
-    T, H, W = shape
-    if W > 4 * H and W > 4 * T:
-        raise ModelError(f"The movie's shape {shape} would be {T} frames of {H} x {W} pixels. It seems to have its frames last; give "
-                         "(frames, height, width), for instance np.moveaxis(movie, -1, 0).")
-    return T, H, W
-
-
 def reader(movie: Movie) -> Read:
     """A function of start and stop that gives these frames as (frames, P) float32, one thread at a time."""
     lock, n_pixels = threading.Lock(), int(np.prod(movie.shape[1:]))
@@ -108,14 +82,15 @@ def survey(movie: Movie, fs: float, config: SurveyConfig = CONFIG, *, track: Tra
     """Read a movie (T, H, W) once, and a few hundred of its frames beforehand.
 
     fs: frames per second. Pixels that are not finite do not count; a frame of which most are so is not seen.
-    Raises ModelError for what is no movie, and for one without anything finite.
+    Raises RecordingError where no frame is seen.
     """
-    T, H, W = check_movie(movie, fs)
-    read, P = reader(movie), H * W
+    (T, H, W), P = movie.shape, movie.shape[1] * movie.shape[2]
+    read = reader(movie)
     reference, noise = sample(read, T, P)
     size = bin_size(T, P, fs, config)
     B = T // size
-    binned = np.zeros((P, B), np.float16 if 4.0 * B * P > config.most_bytes else np.float32)
+    big = 4.0 * B * P > config.most_bytes
+    binned = np.zeros((P, B), np.float16 if big else np.float32)
     step, seen = piece_frames(P, size), np.zeros(T, dtype=bool)
 
     def one(start: int) -> tuple[int, np.ndarray]:
@@ -129,7 +104,7 @@ def survey(movie: Movie, fs: float, config: SurveyConfig = CONFIG, *, track: Tra
     for start, missing in track(in_order(one, starts), "survey", len(starts)):
         seen[start : start + len(missing)] = missing <= 0.5 * (noise > 0).sum()
     if not seen.any():
-        raise ModelError("No frame of the movie has finite pixels in its greater part.")
+        raise RecordingError("No frame of the movie has finite values in most of its pixels. Was it exported as it should be?")
     curve = bleaching(binned, reference, noise, size)
     mean = reference.copy()
     without_bleaching(binned, mean, noise / np.float32(np.sqrt(size)), curve)

@@ -15,7 +15,8 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import splu
 
-from sortcore.optical.survey import Movie, Survey, piece_frames, reader
+from sortcore.optical.movies import Movie
+from sortcore.optical.survey import Survey, piece_frames, reader
 from sortcore.progress import Track, silent
 from sortcore.workers import in_order
 
@@ -58,6 +59,17 @@ def unmix(movie: Movie, seen: Survey, footprints: sparse.csr_array, fields: np.n
         projections[:, part] = solution.solve(projections[:, part])
     projections[:, ~seen.seen] = np.nan
     return Unmixed(projections[:K], projections[K:])
+
+
+def resting(seen: Survey, footprints: sparse.csr_array, around: np.ndarray) -> np.ndarray:
+    """(K,) fluorescence of each cell at its mean, 0 or more: the share of its footprint in the mean picture less what is around (P,)."""
+    if not footprints.shape[0]:
+        return np.zeros(0, np.float32)
+    inverse = np.divide(1, seen.noise**2, out=np.zeros_like(seen.noise), where=seen.noise > 0)
+    weighted = sparse.csr_array(footprints.multiply(inverse[None]))
+    nothing = np.zeros((0, len(seen.mean)), np.float32)
+    level = Normal.of(footprints, weighted, nothing, nothing.T).solve((weighted @ (seen.mean - around))[:, None])
+    return np.maximum(level[:, 0], 0).astype(np.float32)
 
 
 class Normal:
