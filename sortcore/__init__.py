@@ -16,7 +16,10 @@ from sortcore.errors import ConfigError, OutputError, ProbeError, RecordingError
 from sortcore.export import load_model, load_result, save_model, save_result
 from sortcore.optical.calcium import CalciumResult, infer_ar1, infer_calcium
 from sortcore.optical.combined import CombinedActivity, infer_combined
+from sortcore.optical.demix import DemixConfig, demix
 from sortcore.optical.network import NetworkActivity, infer_network
+from sortcore.optical.records import Demixed, MovieResult
+from sortcore.optical.sort_movie import MovieConfig, sort_movie
 from sortcore.optical.stream import CalciumStream
 from sortcore.phy import export_phy
 from sortcore.probes import load_probe, probe_names
@@ -26,9 +29,10 @@ from sortcore.types import Model, Preprocessing, Priors, Probe, SortingResult, S
 from sortcore.version import __version__ as __version__
 
 __all__ = [
-    "ArrayRecording", "CalciumResult", "CalciumStream", "CombinedActivity", "ConfigError", "Model", "NetworkActivity", "OutputError",
+    "ArrayRecording", "CalciumResult", "CalciumStream", "CombinedActivity", "ConfigError", "DemixConfig", "Demixed", "Model",
+    "MovieConfig", "MovieResult", "NetworkActivity", "OutputError",
     "Preprocessing", "Priors", "Probe", "ProbeError", "Recording", "RecordingError", "Simulation", "SortConfig", "SortcoreError",
-    "SortingResult", "Spikes", "Templates", "Units", "array_recording", "binary_recording", "deconvolve", "demo_simulation",
+    "SortingResult", "Spikes", "Templates", "Units", "array_recording", "binary_recording", "deconvolve", "demix", "demo_simulation",
     "export_phy", "infer_ar1", "infer_calcium", "infer_combined", "infer_network", "load_model", "load_probe", "load_result",
-    "probe_names", "save_model", "save_result", "simulate", "sort",
+    "probe_names", "save_model", "save_result", "simulate", "sort", "sort_movie",
 ]

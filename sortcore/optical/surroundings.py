@@ -1,0 +1,158 @@
+"""The light that is no cell's: of low rank, smooth in space, as fast as it likes.
+
+The field is cut into blocks larger than cells. The median over a block's pixels does not see cells that fill less than half of it, so
+the medians' courses are those of the neuropil. Their singular vectors that stand out of the rest (Gavish and Donoho, IEEE Trans Inf
+Theory 2014: the noise is the median singular value) are the background's courses; its fields are interpolated between the blocks
+while the cells are not known, and regressed pixel by pixel, then smoothed, when they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.interpolate import RectBivariateSpline
+from scipy.ndimage import gaussian_filter
+
+from sortcore.optical.footprints import Cell, Residual
+
+MOST_COMPONENTS = 32
+STRIP_BYTES = 2**26
+ALIKE = 0.5  # share of a cell's course that the background explains when it is no cell
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """fields: (R, P) float32 in the movie's units; courses: (R, B) float32"""
+
+    fields: np.ndarray
+    courses: np.ndarray
+
+
+def nothing(left: Residual) -> Surroundings:
+    """A background without components."""
+    P, B = left.z.shape
+    return Surroundings(np.zeros((0, P), np.float32), np.zeros((0, B), np.float32))
+
+
+def from_blocks(left: Residual, block: float, before: Surroundings) -> Surroundings:
+    """The background that blocks of so many pixels show, in a residual from which `before` is taken off; that is replaced in place."""
+    (H, W), B = left.shape, left.z.shape[1]
+    ys, xs = edges(H, block), edges(W, block)
+    courses = block_medians(left, ys, xs)
+    if len(before.fields):
+        old = before.fields.reshape(-1, H, W)
+        means = np.add.reduceat(np.add.reduceat(old, ys[:-1], axis=1), xs[:-1], axis=2) / np.outer(np.diff(ys), np.diff(xs))
+        courses += np.tensordot(means, before.courses, (0, 0))
+    V, s, U = np.linalg.svd(courses.reshape(-1, B).astype(np.float64), full_matrices=False)
+    R = n_components(s, (len(V), B))
+    sign = np.where(V[:, :R].sum(axis=0) < 0, -1.0, 1.0)
+    V, U = V[:, :R] * sign, (U[:R].T * sign).T
+    fields = [interpolated(v.reshape(len(ys) - 1, len(xs) - 1), ys, xs).ravel() for v in V.T]
+    new = Surroundings(np.array(fields, dtype=np.float32).reshape(R, H * W), (s[:R, None] * U).astype(np.float32))
+    change(left, np.concatenate([new.fields, -before.fields]), np.concatenate([new.courses, before.courses]))
+    return new
+
+
+def refined(left: Residual, around: Surroundings, smoothing: float) -> Surroundings:
+    """The fields regressed on the courses where the cells are taken off, and smoothed over so many pixels; the residual follows."""
+    if not len(around.fields):
+        return around
+    gram = around.courses.astype(np.float64) @ around.courses.T
+    inverse = np.linalg.inv(gram + 1e-9 * np.trace(gram) * np.eye(len(gram)))
+    onto = (around.courses.T @ inverse).astype(np.float32)  # (B, R)
+    more = np.zeros_like(around.fields)
+    for part in strips(left):
+        more[:, part] = (left.z[part].astype(np.float32, copy=False) @ onto * left.noise[part, None]).T
+    usable = left.usable.astype(np.float32)
+    share = np.maximum(gaussian_filter(usable, smoothing, mode="nearest"), 1e-6)
+    for field in more:
+        field[:] = (gaussian_filter(field.reshape(left.shape), smoothing, mode="nearest") / share).ravel()
+    change(left, more, around.courses)
+    return Surroundings(around.fields + more, around.courses)
+
+
+def change(left: Residual, fields: np.ndarray, courses: np.ndarray) -> None:
+    """Take fields (R, P) times courses (R, B) off, in place."""
+    if not len(fields):
+        return
+    whitened = np.divide(fields, left.noise, out=np.zeros_like(fields), where=left.noise > 0)
+    for part in strips(left):
+        left.z[part] -= (whitened[:, part].T @ courses).astype(left.z.dtype, copy=False)
+
+
+def without_background(left: Residual, cells: list[Cell], around: Surroundings) -> list[Cell]:
+    """The cells whose courses are not for the most part the background's; what the others explain is given back."""
+    if not len(around.courses):
+        return cells
+    basis = np.linalg.qr((around.courses - around.courses.mean(axis=1, keepdims=True)).T.astype(np.float64))[0]
+    out = []
+    for cell in cells:
+        y, noise = cell.seen - cell.seen.mean(), 1 / cell.power
+        signal = float(y @ y) - len(y) * noise
+        shared = float(np.square(basis.T @ y).sum()) - basis.shape[1] * noise
+        if shared > ALIKE * max(signal, 0.0):
+            left.add(cell)
+        else:
+            out.append(cell)
+    return out
+
+
+def smooth_picture(picture: np.ndarray, left: Residual, block: float) -> np.ndarray:
+    """(P,) picture (P,) without what is smaller than blocks: a spline through their medians."""
+    (H, W), usable = left.shape, left.usable
+    ys, xs = edges(H, block), edges(W, block)
+    image = np.where(usable, picture.reshape(H, W), np.nan)
+    values = np.full((len(ys) - 1, len(xs) - 1), float(np.median(image[usable])) if usable.any() else 0.0)
+    for i in range(len(ys) - 1):
+        for j in range(len(xs) - 1):
+            part = image[ys[i] : ys[i + 1], xs[j] : xs[j + 1]]
+            if np.isfinite(part).any():
+                values[i, j] = np.nanmedian(part)
+    return interpolated(values, ys, xs).ravel().astype(np.float32)
+
+
+def strips(left: Residual) -> list[slice]:
+    """Pixels in pieces that fit the memory."""
+    P, B = left.z.shape
+    step = max(1, STRIP_BYTES // (4 * max(B, 1)))
+    return [slice(start, min(start + step, P)) for start in range(0, P, step)]
+
+
+def edges(length: int, block: float) -> np.ndarray:
+    """Edges of blocks of nearly equal size."""
+    return np.linspace(0, length, max(1, round(length / block)) + 1).round().astype(np.int64)
+
+
+def block_medians(left: Residual, ys: np.ndarray, xs: np.ndarray) -> np.ndarray:
+    """(len(ys) - 1, len(xs) - 1, B) medians over blocks, in the movie's units; pixels that cannot be used are left out."""
+    noise, movie = left.noise.reshape(left.shape), left.movie
+    out = np.zeros((len(ys) - 1, len(xs) - 1, movie.shape[2]), np.float32)
+    for i in range(len(ys) - 1):
+        for j in range(len(xs) - 1):
+            here = np.s_[ys[i] : ys[i + 1], xs[j] : xs[j + 1]]
+            sd = noise[here]
+            if (sd > 0).any():
+                values = movie[here][sd > 0].astype(np.float32, copy=False) * sd[sd > 0][:, None]
+                out[i, j] = np.median(values, axis=0)
+    return out
+
+
+def n_components(s: np.ndarray, shape: tuple[int, int]) -> int:
+    """How many singular values (falling) of a matrix of this shape are no noise."""
+    if not len(s) or not s[0] > 0:
+        return 0
+    beta = min(shape) / max(shape)
+    omega = 0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43
+    return int(min((s > omega * np.median(s)).sum(), MOST_COMPONENTS, max(len(s) // 3, 1)))
+
+
+def interpolated(values: np.ndarray, ys: np.ndarray, xs: np.ndarray) -> np.ndarray:
+    """(H, W) spline through the values of blocks (h, w) at their middles."""
+    middles, order = [(ys[1:] + ys[:-1] - 1) / 2, (xs[1:] + xs[:-1] - 1) / 2], []
+    for axis, last in ((0, ys[-1]), (1, xs[-1])):
+        if len(middles[axis]) == 1:
+            middles[axis], values = np.array([0.0, max(last - 1.0, 1.0)]), np.repeat(values, 2, axis=axis)
+        order.append(min(2, len(middles[axis]) - 1))
+    spline = RectBivariateSpline(*middles, values, kx=order[0], ky=order[1], s=0)
+    return spline(np.arange(ys[-1], dtype=float), np.arange(xs[-1], dtype=float))
