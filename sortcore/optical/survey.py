@@ -89,7 +89,7 @@ def survey(movie: Movie, fs: float, config: SurveyConfig = CONFIG, *, track: Tra
     reference, noise = sample(read, T, P)
     size = bin_size(T, P, fs, config)
     B = T // size
-    big = 4.0 * B * P > config.most_bytes
+    big = config.most_bytes < 4.0 * B * P
     binned = np.zeros((P, B), np.float16 if big else np.float32)
     step, seen = piece_frames(P, size), np.zeros(T, dtype=bool)
 
