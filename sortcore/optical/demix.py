@@ -38,7 +38,7 @@ BLOCK, BLOCKS = 2.0, (12.0, 120.0)  # size of the background's blocks in widths 
 @dataclass(frozen=True)
 class DemixConfig(Checked):
     decay_s: float = setting(0.7, "rough decay of the indicator, by which cells are looked for; their own is estimated", "s", 0.01, 30.0)
-    block_px: float = setting(0.0, "the background's courses are read off blocks of this size; 0 takes it from the size of cells", "px", 0.0)
+    block_px: float = setting(0.0, "the background is read off blocks of this size; 0 takes it from the size of cells", "px", 0.0)
     least_energy: float = setting(60.0, "energy of the matched filter above which a cell is looked for", "", 1.0)
     agreement_sd: float = setting(8.0, "agreement of two halves of a cell's pixels that makes it one", "sd", 0.0)
     edge_sd: float = setting(2.5, "a footprint ends where it, smoothed, falls below so many sd of its noise", "sd", 0.0, 20.0)
