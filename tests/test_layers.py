@@ -20,7 +20,7 @@ LAYERS = (
      "optical.kernel", "optical.ar1", "optical.ar2"},
     {"model", "reference", "cells", "simulate", "metrics", "metrics.sorting", "metrics.trains",
      "metrics.distances", "metrics.intervals", "optical.indicator", "optical.simulate",
-     "optical.simulate_movie", "optical.footprints"},
+     "optical.simulate_movie", "optical.footprints", "optical.demix_reference"},
     {"<stage>"},
     {"ephys.conclude", "ephys.kept", "ephys.pipeline", "optical.calcium", "optical.combined",
      "optical.demix", "optical.sort_movie"},

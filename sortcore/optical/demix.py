@@ -17,8 +17,8 @@ import numpy as np
 from scipy import sparse
 
 from sortcore.optical.calcium import CalciumResult, infer_calcium
-from sortcore.optical.evidence import merged, needed
-from sortcore.optical.footprints import Cell, Kernel, Residual, fit_seed, footprint_fit, sweep
+from sortcore.optical.evidence import agreement, merged, needed
+from sortcore.optical.footprints import Cell, Kernel, Residual, fit_seed, footprint_fit, ring, sweep
 from sortcore.optical.movies import Movie, open_movie, require_movie_rate
 from sortcore.optical.records import Background, Demixed
 from sortcore.optical.seeds import energies, maxima, n_levels
@@ -29,17 +29,18 @@ from sortcore.progress import Track, silent
 from sortcore.settings import Checked, setting
 from sortcore.workers import one_thread_each
 
-CLEAR = 10.0  # times the least gain: what a cell must have before the background is known
-BACKGROUND_ROUNDS = 2  # first rounds, after which the background is learned anew
+CLEAR = 2.5  # times the least agreement: what a cell must have before the background is known
+BACKGROUND_ROUNDS = 3  # first rounds, in which the background is learned anew
 FEWEST_BINS = 10
+BLOCK, BLOCKS = 2.0, (12.0, 120.0)  # size of the background's blocks in widths of cells; least and largest in pixels
 
 
 @dataclass(frozen=True)
 class DemixConfig(Checked):
     decay_s: float = setting(0.7, "rough decay of the indicator, by which cells are looked for; their own is estimated", "s", 0.01, 30.0)
-    block_px: float = setting(14.0, "the background is smooth over blocks of this size, which should be twice as wide as cells", "px", 4.0)
+    block_px: float = setting(0.0, "the background is read off blocks of this size; 0 takes it from the size of cells", "px", 0.0)
     least_energy: float = setting(60.0, "energy of the matched filter above which a cell is looked for", "", 1.0)
-    least_gain: float = setting(30.0, "log likelihood that a cell must explain", "nats", 0.0)
+    agreement_sd: float = setting(8.0, "agreement of two halves of a cell's pixels that makes it one", "sd", 0.0)
     edge_sd: float = setting(2.5, "a footprint ends where it, smoothed, falls below so many sd of its noise", "sd", 0.0, 20.0)
     rounds: int = setting(6, "times that the residual is searched for more cells, at most", "", 1, 100)
     smoothing_px: float = setting(3.0, "the background's fields are smoothed over this", "px", 0.5)
@@ -74,32 +75,46 @@ def find_cells(seen: Survey, config: DemixConfig, track: Track = silent) -> tupl
     cells: list[Cell] = []
     if left.z.shape[1] < FEWEST_BINS or not left.usable.any():
         return cells, nothing(left), left
-    around = from_blocks(left, config.block_px, nothing(left))
+    cells = new_cells(left, kernel, config, CLEAR * config.agreement_sd, local=True)
+    around, block = nothing(left), block_size(cells, config)
     for i in track(range(config.rounds), "cells", config.rounds):
-        known = i >= BACKGROUND_ROUNDS - 1
-        more = new_cells(left, kernel, config, config.least_gain * (1 if known else CLEAR))
-        cells = ascend(left, cells + more, kernel, config.edge_sd)
-        cells = merged(left, cells) if known else cells
         if i < BACKGROUND_ROUNDS:
-            around = from_blocks(left, config.block_px, around)
-            cells = without_background(left, cells, around)
-            around = refined(left, around, config.smoothing_px)
-        elif not more:
+            around = from_blocks(left, block, around)
+        cells = without_background(left, cells, around, block)
+        block = block_size(cells, config)
+        if i <= BACKGROUND_ROUNDS:
+            around = refined(left, around, config.smoothing_px, courses=i == BACKGROUND_ROUNDS)
+        cells = merged(left, ascend(left, cells, kernel, config.edge_sd))
+        more = new_cells(left, kernel, config, config.agreement_sd)
+        cells += more
+        if i >= BACKGROUND_ROUNDS and not more:
             break
     cells = ascend(left, needed(left, cells, kernel, config.edge_sd), kernel, config.edge_sd)
-    return [cell for cell in cells if cell.gain > config.least_gain], around, left
+    cells = without_background(left, cells, around, block)
+    return [cell for cell in cells if agreement(left, cell, kernel) > config.agreement_sd], around, left
 
 
-def new_cells(left: Residual, kernel: Kernel, config: DemixConfig, least_gain: float) -> list[Cell]:
+def new_cells(left: Residual, kernel: Kernel, config: DemixConfig, least: float, *, local: bool = False) -> list[Cell]:
     """Cells that the residual holds, taken off it one after the other, the clearest first."""
     maps = energies(left.movie, left.usable, kernel.g, n_levels(left.shape), surround=True)
     seeds, out = maxima(maps, config.least_energy), []
     for y, x, level in zip(seeds.y, seeds.x, seeds.level, strict=True):
-        cell = fit_seed(left, float(y), float(x), 2.0**level, kernel, config.edge_sd)
-        if cell is not None and cell.gain > least_gain:
-            left.take(cell)
+        around = ring(left, y, x, 2.0**level) if local else None
+        cell = fit_seed(left, y, x, 2.0**level, kernel, config.edge_sd, around)
+        if cell is None:
+            continue
+        left.take(cell)
+        if agreement(left, cell, kernel, around) > least:
             out.append(cell)
+        else:
+            left.add(cell)
     return out
+
+
+def block_size(cells: list[Cell], config: DemixConfig) -> float:
+    """Side of the background's blocks in pixels: twice the width of a typical cell, where it is not given."""
+    width = 2 * np.sqrt(np.median([cell.area for cell in cells]) / np.pi) if cells else 0.0
+    return config.block_px or float(np.clip(BLOCK * width, *BLOCKS))
 
 
 def ascend(left: Residual, cells: list[Cell], kernel: Kernel, level: float, rounds: int = 3) -> list[Cell]:
@@ -115,7 +130,7 @@ def at_full_rate(movie: Movie, seen: Survey, cells: list[Cell], around: Surround
     cells = sorted(cells, key=lambda cell: -cell.gain)
     footprints = as_rows(cells, left)
     found = unmix(movie, seen, footprints, around.fields, track=track)
-    smooth = smooth_picture(seen.mean, left, config.block_px)
+    smooth = smooth_picture(seen.mean, left, block_size(cells, config))
     rest = resting(seen, footprints, smooth)
     traces = found.traces + rest[:, None]
     inferred = infer_calcium(traces, seen.fs, track=track) if cells else None

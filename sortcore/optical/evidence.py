@@ -1,4 +1,7 @@
-"""Whether two cells are one, and whether the data are worth a cell.
+"""Whether a cell is one: whether its pixels agree, whether two cells are one, and whether the data are worth a cell.
+
+The pixels of a footprint are dealt into two halves like the fields of a chessboard. In noise the course of one half says nothing of
+that of the other, however well each fits itself: their agreement has variance 1.
 
 A cell costs what its events cost, EVENT nats each: where and how large each is must be said. Two cells that touch are one where the
 weaker's course is the stronger's but for less than that; a cell goes where its neighbours, fitted anew without it, lose less.
@@ -8,13 +11,31 @@ from __future__ import annotations
 
 import numpy as np
 
-from sortcore.optical.footprints import Cell, Kernel, Residual, observed, sweep
+from sortcore.optical.footprints import Cell, Kernel, Residual, deconvolved, observed, sweep
 
 EVENT = 6.0
 SAME = 0.9  # correlation of two courses that are one
 SIMILAR = 0.3  # below this they are two, however noisy
 TOUCH = 2  # pixels between two cells that may be one
 REFITS = 4  # rounds in which the neighbours of a cell take its place
+
+
+def agreement(left: Residual, cell: Cell, kernel: Kernel, around: np.ndarray | None = None) -> float:
+    """How far the two halves of a cell's pixels agree, in sd of what they would in noise; `around` as in `fit_seed`."""
+    y, x = np.divmod(cell.pixels, left.shape[1])
+    z = left.z[cell.pixels].astype(np.float32, copy=False) + cell.weights[:, None] * cell.seen
+    if around is not None:
+        z -= around / left.noise[cell.pixels, None]
+    halves = [(z[part], cell.weights[part]) for part in ((y + x) % 2 == 0, (y + x) % 2 == 1)]
+    total = 0.0
+    for (z_a, a), (z_b, b) in (halves, halves[::-1]):
+        if not len(a) or not len(b):
+            return 0.0
+        course = deconvolved(a @ z_a / (a @ a), float(a @ a) ** -0.5, kernel)
+        centred = course - course.mean()
+        energy = float(centred @ centred)
+        total += float(b @ z_b @ centred) / np.sqrt(energy * float(b @ b)) if energy > 0 else 0.0
+    return total / np.sqrt(2)
 
 
 def merged(left: Residual, cells: list[Cell]) -> list[Cell]:

@@ -27,6 +27,8 @@ BINOMIAL_NORM = float(np.sqrt((BINOMIAL**2).sum()))
 EIGHT = np.ones((3, 3), dtype=bool)
 GROWTH = 2  # pixels that a footprint may grow by in one update
 FEWEST_PIXELS = 3
+DIRECTIONS = 8
+EDGE = 0.2  # of its peak, down to which a footprint counts as the cell's body
 QUIET_PERCENTILE = 20.0
 
 
@@ -55,6 +57,11 @@ class Cell:
     def power(self) -> float:
         """||a||^2: the course's noise has variance 1 / power."""
         return float(self.weights @ self.weights)
+
+    @property
+    def area(self) -> int:
+        """Pixels above a fifth of the peak."""
+        return int(np.count_nonzero(self.weights > EDGE * self.weights.max()))
 
     @property
     def centred(self) -> np.ndarray:
@@ -130,40 +137,74 @@ def local_support(scores: np.ndarray, allowed: np.ndarray, level: float, start: 
 
 
 def shaped(left: Residual, rows: slice, columns: slice, course: np.ndarray, allowed: np.ndarray, level: float,
-           start: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels and weights of the footprint that a course has in a box of the residual; none where nothing stands out."""
+           start: tuple[int, int] | None = None, around: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and weights of the footprint that a course has in a box of the residual; none where nothing stands out.
+
+    around: (B,) in the movie's units, is taken off every pixel before
+    """
     z = left.movie[rows, columns].astype(np.float32, copy=False)
     centred = course - course.mean()
     energy = float(centred @ centred)
     if energy <= 0:
         return np.zeros(0, np.int64), np.zeros(0, np.float32)
     scores = z @ (centred / np.float32(np.sqrt(energy)))
+    if around is not None:
+        noise = left.noise.reshape(left.shape)[rows, columns]
+        scores -= np.divide(float(around @ centred) / np.sqrt(energy), noise, out=np.zeros_like(noise), where=allowed)
     y, x = np.nonzero(local_support(scores, allowed, level, start))
     weights = scores[y, x] / np.float32(np.sqrt(energy))
     return (y + rows.start) * left.shape[1] + x + columns.start, weights.astype(np.float32)
 
 
-def observed(left: Residual, pixels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(B,) course of a footprint by least squares, all others being taken off."""
-    return weights @ left.z[pixels].astype(np.float32, copy=False) / (weights @ weights)
+def observed(left: Residual, pixels: np.ndarray, weights: np.ndarray, around: np.ndarray | None = None) -> np.ndarray:
+    """(B,) course of a footprint by least squares, all others being taken off; and what is `around` (B,), in the movie's units."""
+    y = weights @ left.z[pixels].astype(np.float32, copy=False)
+    if around is not None:
+        y -= float((weights / left.noise[pixels]).sum()) * around
+    return y / (weights @ weights)
 
 
-def fit_seed(left: Residual, y: float, x: float, width: float, kernel: Kernel, level: float, rounds: int = 4) -> Cell | None:
-    """The cell at a place of the residual, from a Gaussian of that width; None where there is none."""
+def window(left: Residual, y: float, x: float, width: float) -> tuple[slice, slice]:
+    """Rows and columns around a place where a cell of that width would end."""
     H, W = left.shape
-    at = (int(np.clip(round(y), 0, H - 1)), int(np.clip(round(x), 0, W - 1)))
-    rows, columns = left.box(np.array([at[0] * W + at[1]]), int(3 * width + 5))
-    allowed = left.usable[rows, columns]
+    at = int(np.clip(round(y), 0, H - 1)) * W + int(np.clip(round(x), 0, W - 1))
+    return left.box(np.array([at]), int(3 * width + 5))
+
+
+def ring(left: Residual, y: float, x: float, width: float) -> np.ndarray:
+    """(B,) course of the pixels around a cell of that width, in the movie's units: the median over eight directions."""
+    rows, columns = window(left, y, x, width)
     grid = np.mgrid[rows, columns]
-    bump = np.exp(-0.5 * ((grid[0] - y) ** 2 + (grid[1] - x) ** 2) / width**2) * allowed
-    pixels, weights = (grid[0] * W + grid[1])[allowed], bump[allowed].astype(np.float32)
-    start = (at[0] - rows.start, at[1] - columns.start)
+    far = np.hypot(grid[0] - y, grid[1] - x) > 2 * width + 4
+    direction = (np.arctan2(grid[0] - y, grid[1] - x) / (2 * np.pi) * DIRECTIONS).round().astype(int) % DIRECTIONS
+    noise, z, means = left.noise.reshape(left.shape)[rows, columns], left.movie[rows, columns], []
+    for i in range(DIRECTIONS):
+        here = far & (direction == i) & (noise > 0)
+        if here.any():
+            means.append(noise[here] @ z[here].astype(np.float32, copy=False) / here.sum())
+    return np.median(means, axis=0) if means else np.zeros(z.shape[2], np.float32)
+
+
+def fit_seed(left: Residual, y: float, x: float, width: float, kernel: Kernel, level: float, around: np.ndarray | None = None,
+             rounds: int = 4) -> Cell | None:
+    """The cell at a place of the residual, from a Gaussian of that width; None where there is none.
+
+    around: (B,) what is no cell's, in the movie's units, where the residual still holds it
+    """
+    rows, columns = window(left, y, x, width)
+    allowed, grid = left.usable[rows, columns], np.mgrid[rows, columns]
+    if not allowed.any():
+        return None
+    bump = np.exp(-0.5 * ((grid[0] - y) ** 2 + (grid[1] - x) ** 2) / width**2)
+    pixels, weights = (grid[0] * left.shape[1] + grid[1])[allowed], bump[allowed].astype(np.float32)
+    nearest = np.unravel_index(np.argmax(bump), bump.shape)
+    start = (int(nearest[0]), int(nearest[1]))
     for _ in range(rounds):
-        course = deconvolved(observed(left, pixels, weights), 1 / float(np.sqrt(weights @ weights)), kernel)
-        pixels, weights = shaped(left, rows, columns, course, allowed, level, start)
+        course = deconvolved(observed(left, pixels, weights, around), 1 / float(np.sqrt(weights @ weights)), kernel)
+        pixels, weights = shaped(left, rows, columns, course, allowed, level, start, around)
         if len(pixels) < FEWEST_PIXELS:
             return None
-    return Cell(pixels, weights, course, observed(left, pixels, weights))
+    return Cell(pixels, weights, course, observed(left, pixels, weights, around))
 
 
 def updated(left: Residual, cell: Cell, kernel: Kernel, level: float) -> Cell | None:

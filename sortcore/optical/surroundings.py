@@ -18,6 +18,7 @@ from sortcore.optical.footprints import Cell, Residual
 
 MOST_COMPONENTS = 32
 STRIP_BYTES = 2**26
+FEWEST_BLOCKS, SMALLEST_BLOCK = 6, 6  # along a side; pixels
 ALIKE = 0.5  # share of a cell's course that the background explains when it is no cell
 
 
@@ -54,44 +55,62 @@ def from_blocks(left: Residual, block: float, before: Surroundings) -> Surroundi
     return new
 
 
-def refined(left: Residual, around: Surroundings, smoothing: float) -> Surroundings:
-    """The fields regressed on the courses where the cells are taken off, and smoothed over so many pixels; the residual follows."""
+def refined(left: Residual, around: Surroundings, smoothing: float, *, courses: bool = False) -> Surroundings:
+    """The fields regressed on the courses where the cells are taken off, and smoothed over so many pixels; the residual follows.
+
+    courses: regress the courses on the fields too, when next to nothing is left of cells that are not known
+    """
     if not len(around.fields):
         return around
-    gram = around.courses.astype(np.float64) @ around.courses.T
-    inverse = np.linalg.inv(gram + 1e-9 * np.trace(gram) * np.eye(len(gram)))
-    onto = (around.courses.T @ inverse).astype(np.float32)  # (B, R)
+    onto = (around.courses.T @ inverse(around.courses.astype(np.float64) @ around.courses.T)).astype(np.float32)  # (B, R)
     more = np.zeros_like(around.fields)
     for part in strips(left):
         more[:, part] = (left.z[part].astype(np.float32, copy=False) @ onto * left.noise[part, None]).T
-    usable = left.usable.astype(np.float32)
-    share = np.maximum(gaussian_filter(usable, smoothing, mode="nearest"), 1e-6)
+    share = np.maximum(gaussian_filter(left.usable.astype(np.float32), smoothing, mode="nearest"), 1e-6)
     for field in more:
         field[:] = (gaussian_filter(field.reshape(left.shape), smoothing, mode="nearest") / share).ravel()
     change(left, more, around.courses)
-    return Surroundings(around.fields + more, around.courses)
+    fields = around.fields + more
+    if not courses:
+        return Surroundings(fields, around.courses)
+    whitened = in_noise(fields, left)
+    projected = np.zeros(around.courses.shape)
+    for part in strips(left):
+        projected += whitened[:, part] @ left.z[part].astype(np.float32, copy=False)
+    later = (inverse(whitened.astype(np.float64) @ whitened.T) @ projected).astype(np.float32)
+    change(left, fields, later)
+    return Surroundings(fields, around.courses + later)
+
+
+def inverse(gram: np.ndarray) -> np.ndarray:
+    """Of a positive semi-definite matrix, slightly regularised."""
+    return np.linalg.inv(gram + (1e-9 * np.trace(gram) + 1e-300) * np.eye(len(gram)))
+
+
+def in_noise(fields: np.ndarray, left: Residual) -> np.ndarray:
+    """Fields (R, P) in units of the noise."""
+    return np.divide(fields, left.noise, out=np.zeros_like(fields), where=left.noise > 0)
 
 
 def change(left: Residual, fields: np.ndarray, courses: np.ndarray) -> None:
     """Take fields (R, P) times courses (R, B) off, in place."""
     if not len(fields):
         return
-    whitened = np.divide(fields, left.noise, out=np.zeros_like(fields), where=left.noise > 0)
+    whitened = in_noise(fields, left)
     for part in strips(left):
         left.z[part] -= (whitened[:, part].T @ courses).astype(left.z.dtype, copy=False)
 
 
-def without_background(left: Residual, cells: list[Cell], around: Surroundings) -> list[Cell]:
-    """The cells whose courses are not for the most part the background's; what the others explain is given back."""
-    if not len(around.courses):
-        return cells
+def without_background(left: Residual, cells: list[Cell], around: Surroundings, block: float) -> list[Cell]:
+    """The cells that are smaller than a block and whose courses are not for the most part the background's; what the others explain
+    is given back."""
     basis = np.linalg.qr((around.courses - around.courses.mean(axis=1, keepdims=True)).T.astype(np.float64))[0]
     out = []
     for cell in cells:
         y, noise = cell.seen - cell.seen.mean(), 1 / cell.power
         signal = float(y @ y) - len(y) * noise
         shared = float(np.square(basis.T @ y).sum()) - basis.shape[1] * noise
-        if shared > ALIKE * max(signal, 0.0):
+        if shared > ALIKE * max(signal, 0.0) or cell.area > block**2:
             left.add(cell)
         else:
             out.append(cell)
@@ -120,8 +139,9 @@ def strips(left: Residual) -> list[slice]:
 
 
 def edges(length: int, block: float) -> np.ndarray:
-    """Edges of blocks of nearly equal size."""
-    return np.linspace(0, length, max(1, round(length / block)) + 1).round().astype(np.int64)
+    """Edges of blocks of nearly equal size, of which there are a few however large."""
+    n = max(round(length / block), min(FEWEST_BLOCKS, length // SMALLEST_BLOCK), 1)
+    return np.linspace(0, length, n + 1).round().astype(np.int64)
 
 
 def block_medians(left: Residual, ys: np.ndarray, xs: np.ndarray) -> np.ndarray:

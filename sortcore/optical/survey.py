@@ -22,7 +22,7 @@ from sortcore.workers import in_order
 
 PIECE_BYTES = 2**25  # of the movie as float32 that one worker holds at once
 SAMPLES, SAMPLE_FRAMES = 20, 24  # stretches read beforehand, and their frames
-BLEACH_TIMES = (0.15, 0.3, 0.6, 1.2, 2.4)  # time constants that are tried, as shares of the recording
+BLEACH_TIMES = tuple(np.geomspace(0.1, 4.0, 12))  # time constants that are tried, as shares of the recording
 BLEACH_ROUNDS, BLEACH_PIXELS = 10, 4096
 LEAST_BINS = 20  # with fewer there is no telling bleaching from anything else
 Read = Callable[[int, int], np.ndarray]
@@ -89,7 +89,7 @@ def survey(movie: Movie, fs: float, config: SurveyConfig = CONFIG, *, track: Tra
     reference, noise = sample(read, T, P)
     size = bin_size(T, P, fs, config)
     B = T // size
-    big = 4.0 * B * P > config.most_bytes
+    big = config.most_bytes < 4.0 * B * P
     binned = np.zeros((P, B), np.float16 if big else np.float32)
     step, seen = piece_frames(P, size), np.zeros(T, dtype=bool)
 
@@ -102,7 +102,7 @@ def survey(movie: Movie, fs: float, config: SurveyConfig = CONFIG, *, track: Tra
 
     starts = range(0, T, step)
     for start, missing in track(in_order(one, starts), "survey", len(starts)):
-        seen[start : start + len(missing)] = missing <= 0.5 * (noise > 0).sum()
+        seen[start : start + len(missing)] = missing <= 0.5
     if not seen.any():
         raise RecordingError("No frame of the movie has finite values in most of its pixels. Was it exported as it should be?")
     curve = bleaching(binned, reference, noise, size)
@@ -149,9 +149,13 @@ def sample_piece(piece: np.ndarray, sums: np.ndarray) -> None:
 
 @numba.njit(nogil=True, cache=True)
 def bin_frames(piece: np.ndarray, size: int, reference: np.ndarray, noise: np.ndarray, bins: np.ndarray) -> np.ndarray:
-    """Fill bins (B, P) with means over `size` frames less the reference, in their noise; the pixels of each frame that are missing."""
+    """Fill bins (B, P) with means over `size` frames less the reference, in their noise; (T,) share of pixels missing in each frame.
+
+    Of pixels that can be used, or of all where none can.
+    """
     T, P = piece.shape
-    missing = np.zeros(T, dtype=np.int64)
+    missing, usable = np.zeros(T), (noise > 0).any()
+    n_pixels = (noise > 0).sum() if usable else P
     total, count = np.zeros(P, dtype=np.float32), np.zeros(P, dtype=np.float32)
     root = np.float32(np.sqrt(size))
     for t in range(T):
@@ -160,8 +164,8 @@ def bin_frames(piece: np.ndarray, size: int, reference: np.ndarray, noise: np.nd
             if np.isfinite(y):
                 total[p] += y - reference[p]
                 count[p] += np.float32(1)
-            elif noise[p] > 0:
-                missing[t] += 1
+            elif noise[p] > 0 or not usable:
+                missing[t] += 1 / n_pixels
         if t % size == size - 1:
             for p in range(P):
                 bins[t // size, p] = total[p] * root / (noise[p] * count[p]) if noise[p] > 0 and count[p] > 0 else np.float32(0)
