@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,16 +14,15 @@ from sortcore.optical.movies import Movie, look, open_movie, require_movie_rate
 from sortcore.optical.nwb_movie import save_movie_nwb
 from sortcore.optical.plots_movie import save_movie_pictures
 from sortcore.optical.records import MovieResult
-from sortcore.optical.register import Registration, estimate_motion, write_registered
+from sortcore.optical.register import Registration, estimate_motion, registered
 from sortcore.optical.saving_movie import save_movie, shifts_table
 from sortcore.optical.suite2p import save_suite2p
 from sortcore.optional import require
-from sortcore.progress import Track, bars, silent
+from sortcore.progress import bars, silent
 from sorters.console import say
 from sorters.outputs import output_folder
 from sorters.summary import MAX_ROWS, table
 
-REGISTERED = ".registered.npy"  # in the folder for the result, while it is made
 SHIFTS = "shifts.csv"
 
 
@@ -54,8 +51,9 @@ def sort_movie_file(path: Path, out: Path, fs: float | None = None, *, axes: str
         if asked:
             require(package)
     say(plan(movie, rate, out))
-    with output_folder(out, overwrite) as folder, in_place(movie, folder, wanted.register, track) as (still, motion):
-        result = sort_movie(still, rate, config, track=track)
+    with output_folder(out, overwrite) as folder:
+        motion = estimate_motion(movie, track=track) if wanted.register else None
+        result = sort_movie(movie if motion is None else registered(movie, motion), rate, config, track=track)
         files = save_all(result, folder, motion, wanted)
     return movie_summary(result, files)
 
@@ -67,20 +65,6 @@ def plan(movie: Movie, fs: float, out: Path) -> str:
     odd = [f"{100 * share:.0f} % of them {what}" for share, what in ((seen.missing, "NaN"), (seen.constant, "never changing")) if share > 0]
     return (f"Sorting {movie.name}:\n{T:,} frames of {H} x {W} pixels, {movie.dtype}, {T / fs:.1f} s at {fs:g} frames per second.\n"
             f"Values from {seen.low:g} to {seen.high:g}{', pixels ' if odd else ''}{' and '.join(odd)}. The result goes to {out}.")
-
-
-@contextlib.contextmanager
-def in_place(movie: Movie, folder: Path, wanted: bool, track: Track) -> Iterator[tuple[Movie, Registration | None]]:
-    """The movie, or where it is wanted the registered one, which lies in a file of the folder for as long as it is needed."""
-    file = folder / REGISTERED
-    if not wanted:
-        yield movie, None
-        return
-    try:
-        motion = estimate_motion(movie, track=track)
-        yield write_registered(movie, motion, file, track=track), motion
-    finally:
-        file.unlink(missing_ok=True)
 
 
 def save_all(result: MovieResult, folder: Path, motion: Registration | None, wanted: Wanted) -> list[tuple[str, Path]]:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from sortcore.errors import ConfigError, ModelError, OutputError, RecordingError
+from sortcore.errors import ConfigError, ModelError, RecordingError
 from sortcore.optical import register
 from sortcore.optical.movies import open_movie
-from sortcore.optical.register import RegisterConfig, Registration, believed, estimate_motion, in_place, registered, write_registered
+from sortcore.optical.register import RegisterConfig, Registration, believed, estimate_motion, in_place, registered
 from sortcore.optical.simulate_movie import Scene, simulate_movie
 
 MOVING = Scene(motion_px=1.5, gain=2.0)
@@ -57,36 +57,25 @@ def test_put_in_place_a_movie_is_the_one_that_never_moved() -> None:
     found = estimate_motion(movie)
     offset = np.median(found.shifts - shifts, axis=0)  # of the picture as a whole
     again = registered(movie, replace(found, shifts=found.shifts - offset))
-    before, after = (np.abs(m[:].astype(float) - picture[10:-10, 10:-10])[:, 10:-10, 10:-10].mean() for m in (movie, again))
+    before, after = (np.nanmean(np.abs(m[:].astype(float) - picture[10:-10, 10:-10])) for m in (movie, again))
     assert after < 1.5 and before > 25 * after
     np.testing.assert_array_equal(again[7:12], again[0:20][7:12])
-    assert again.fs == 20.0 and again.shape == movie.shape and again.dtype == np.uint16
-
-
-def test_the_file_holds_what_reading_in_place_gives(made, tmp_path) -> None:
-    movie = open_movie(made.movie, fs=20.0)
-    found = estimate_motion(movie)
-    whole = write_registered(movie, found, tmp_path / "registered.npy")
-    lazy = registered(movie, found)
-    np.testing.assert_array_equal(whole[:], lazy[:])
-    np.testing.assert_array_equal(np.load(tmp_path / "registered.npy"), lazy[:])
-    assert whole.fs == 20.0 and whole.dtype == np.uint16
-
-
-def test_a_full_disk_is_said(made, tmp_path, monkeypatch) -> None:
-    if not (tmp_path / "/dev/full").exists():
-        pytest.skip("there is no /dev/full here")
-    movie = open_movie(made.movie)
-    with pytest.raises(OutputError, match="disk is full"):
-        write_registered(movie, estimate_motion(movie, RegisterConfig(sample=20)), tmp_path / "/dev/full")
+    assert again.fs == 20.0 and again.shape == movie.shape
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32", "float64"])
-def test_values_keep_their_width(made, dtype: str) -> None:
-    frames = (made.movie[:60] / 4).astype(dtype)
-    movie = open_movie(frames)
-    again = registered(movie, estimate_motion(movie, RegisterConfig(sample=60)))
-    assert again.dtype == np.dtype("float32" if dtype == "float64" else dtype) and again[:3].dtype == again.dtype
+def test_what_lies_beyond_the_picture_is_missing(dtype: str) -> None:
+    frames = np.random.default_rng(0).integers(0, 100, (4, 20, 24)).astype(dtype)
+    shifts = np.array([[0, 0], [2, -3], [0.4, 0], [-1.6, 0]])
+    movie = registered(open_movie(frames), Registration(shifts, np.ones(4), np.zeros(4, bool), frames[0]))
+    again = movie[:]
+    assert movie.dtype == again.dtype == np.float32
+    np.testing.assert_array_equal(again[0], frames[0])
+    np.testing.assert_allclose(again[1, :-2, 3:], frames[1, 2:, :-3], atol=1e-3)
+    missing = np.isnan(again)
+    assert missing[1, -2:].all() and missing[1, :, :3].all() and missing[1].sum() == 2 * 24 + 3 * 20 - 6
+    assert not missing[2].any() and missing[3, :2].all() and missing[3].sum() == 2 * 24
+    np.testing.assert_array_equal(movie[1:3], again[1:3])
 
 
 def test_frames_that_show_nothing_move_as_their_neighbours(made) -> None:
@@ -101,7 +90,7 @@ def test_frames_that_show_nothing_move_as_their_neighbours(made) -> None:
     low, high = np.sort(found.shifts[[39, 42]], axis=0)
     assert (low <= found.shifts[40]).all() and (found.shifts[40] <= high).all()
     again = registered(open_movie(frames), found)[39:52]
-    assert np.isnan(again[1]).all() and np.isfinite(again[0]).all() and 0 < np.isnan(again[11]).mean() < 0.2
+    assert np.isnan(again[1]).all() and np.isfinite(again[0, 5:-5, 5:-5]).all() and 0.05 < np.isnan(again[11]).mean() < 0.2
 
 
 def test_shifts_too_far_away_are_not_believed() -> None:

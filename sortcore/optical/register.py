@@ -12,15 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import fft, ndimage
 
-from sortcore.archive import writing
 from sortcore.errors import ModelError, RecordingError
-from sortcore.optical.movies import Movie, open_movie, pieces
+from sortcore.optical.movies import Movie, pieces
 from sortcore.optional import require
 from sortcore.progress import Track, silent
 from sortcore.settings import Checked, setting
@@ -195,9 +193,17 @@ def in_place(frame: np.ndarray, shift: np.ndarray) -> np.ndarray:
     return np.where(known, moved, np.nan)
 
 
+def hide_beyond(frame: np.ndarray, shift: np.ndarray) -> None:
+    """Make NaN, in place, what lies beyond the picture that was taken, in a frame (H, W) put back by `shift`."""
+    for axis, by in enumerate(shift):
+        at = np.arange(frame.shape[axis]) + by
+        outside = (at < -0.5) | (at > frame.shape[axis] - 0.5)
+        frame[outside if axis == 0 else (slice(None), outside)] = np.nan
+
+
 @dataclass(frozen=True)
 class InPlace:
-    """A movie whose frames are put in place as they are read: integers stay integers of the same width."""
+    """A movie whose frames are put in place as they are read: float32, NaN beyond the picture that was taken."""
 
     movie: Movie
     shifts: np.ndarray
@@ -208,17 +214,16 @@ class InPlace:
 
     @property
     def dtype(self) -> np.dtype:
-        return self.movie.dtype if self.movie.dtype.kind in "iu" else np.dtype(np.float32)
+        return np.dtype(np.float32)
 
     def __getitem__(self, index: Any) -> np.ndarray:
         part = index[0] if isinstance(index, tuple) else index
-        frames = np.asarray(self.movie[part], np.float32)
-        moved = np.stack([in_place(f, s) for f, s in zip(frames, self.shifts[part], strict=True)]) if len(frames) else frames
-        if self.dtype.kind in "iu":
-            limits = np.iinfo(self.dtype)
-            moved = np.clip(np.rint(moved), limits.min, limits.max)
-        moved = moved.astype(self.dtype)
-        return moved[(slice(None), *index[1:])] if isinstance(index, tuple) else moved
+        frames = np.array(self.movie[part], np.float32)
+        for i, shift in enumerate(self.shifts[part]):
+            if shift.any():
+                frames[i] = in_place(frames[i], shift)
+                hide_beyond(frames[i], shift)
+        return frames[(slice(None), *index[1:])] if isinstance(index, tuple) else frames
 
 
 def registered(movie: Movie, registration: Registration) -> Movie:
@@ -226,14 +231,3 @@ def registered(movie: Movie, registration: Registration) -> Movie:
     if len(registration.shifts) != len(movie):
         raise ModelError(f"The registration is of {len(registration.shifts)} frames, the movie has {len(movie)}.")
     return Movie(InPlace(movie, registration.shifts), (0, 1, 2), (), movie.fs, f"{movie.name}, registered")
-
-
-def write_registered(movie: Movie, registration: Registration, path: Path, *, track: Track = silent) -> Movie:
-    """The movie with every frame in place, in a .npy file, for what is read many times. Raises OutputError where it cannot be written."""
-    lazy = registered(movie, registration)
-    cut = pieces(len(movie), movie.shape[1:], PIECE_BYTES)
-    with writing(path), open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": lazy.dtype.str, "fortran_order": False, "shape": lazy.shape})
-        for frames in track(in_order(lambda part: lazy[part], cut), "in place", len(cut)):
-            file.write(np.ascontiguousarray(frames).data)
-    return open_movie(path, movie.fs, axes="THW")
