@@ -65,17 +65,20 @@ def test_put_in_place_a_movie_is_the_one_that_never_moved() -> None:
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32", "float64"])
 def test_what_lies_beyond_the_picture_is_missing(dtype: str) -> None:
-    frames = np.random.default_rng(0).integers(0, 100, (4, 20, 24)).astype(dtype)
-    shifts = np.array([[0, 0], [2, -3], [0.4, 0], [-1.6, 0]])
-    movie = registered(open_movie(frames), Registration(shifts, np.ones(4), np.zeros(4, bool), frames[0]))
+    frames = np.random.default_rng(0).integers(0, 100, (40, 20, 24)).astype(dtype)
+    shifts = np.zeros((40, 2))
+    shifts[1], shifts[2], shifts[3], shifts[8:16, 1] = (2, -3), (0.4, 0), (-1.6, 0), 1
+    movie = registered(open_movie(frames), Registration(shifts, np.ones(40), np.zeros(40, bool), frames[0]))
     again = movie[:]
     assert movie.dtype == again.dtype == np.float32
+    assert np.isnan(again[:, :, -1]).all()  # beyond the picture in a fifth of the frames
+    again, frames = again[:, :, :-1], frames[:, :, :-1]
     np.testing.assert_array_equal(again[0], frames[0])
     np.testing.assert_allclose(again[1, :-2, 3:], frames[1, 2:, :-3], atol=1e-3)
     missing = np.isnan(again)
-    assert missing[1, -2:].all() and missing[1, :, :3].all() and missing[1].sum() == 2 * 24 + 3 * 20 - 6
-    assert not missing[2].any() and missing[3, :2].all() and missing[3].sum() == 2 * 24
-    np.testing.assert_array_equal(movie[1:3], again[1:3])
+    assert missing[1, -2:].all() and missing[1, :, :3].all() and missing[1].sum() == 2 * 23 + 3 * 20 - 6
+    assert not missing[2].any() and missing[3, :2].all() and missing[3].sum() == 2 * 23
+    np.testing.assert_array_equal(movie[1:3], movie[:][1:3])
 
 
 def test_frames_that_show_nothing_move_as_their_neighbours(made) -> None:

@@ -26,6 +26,7 @@ from sortcore.workers import in_order, one_thread_each
 
 PIECE_BYTES = 2**25  # of frames, as float32, that a worker holds
 ALIKE = 0.1  # share of the sample that is averaged for the first template
+MOSTLY = 0.9  # share of the frames in which a row or column must be seen to be kept
 CLOSE_PX = 0.02  # a template is good when the sample's shifts change no more
 
 
@@ -193,17 +194,12 @@ def in_place(frame: np.ndarray, shift: np.ndarray) -> np.ndarray:
     return np.where(known, moved, np.nan)
 
 
-def hide_beyond(frame: np.ndarray, shift: np.ndarray) -> None:
-    """Make NaN, in place, what lies beyond the picture that was taken, in a frame (H, W) put back by `shift`."""
-    for axis, by in enumerate(shift):
-        at = np.arange(frame.shape[axis]) + by
-        outside = (at < -0.5) | (at > frame.shape[axis] - 0.5)
-        frame[outside if axis == 0 else (slice(None), outside)] = np.nan
-
-
 @dataclass(frozen=True)
 class InPlace:
-    """A movie whose frames are put in place as they are read: float32, NaN beyond the picture that was taken."""
+    """A movie whose frames are put in place as they are read: float32, NaN beyond the picture that was taken.
+
+    Rows and columns that are beyond it too often are NaN in all frames: what comes and goes with motion passes for a cell.
+    """
 
     movie: Movie
     shifts: np.ndarray
@@ -216,14 +212,27 @@ class InPlace:
     def dtype(self) -> np.dtype:
         return np.dtype(np.float32)
 
+    @cached_property
+    def kept(self) -> tuple[np.ndarray, np.ndarray]:
+        """(H,) rows and (W,) columns that are seen in nearly all frames."""
+        seen = [[np.mean(taken(at + self.shifts[:, axis], n)) for at in range(n)] for axis, n in enumerate(self.shape[1:])]
+        return np.array(seen[0]) >= MOSTLY, np.array(seen[1]) >= MOSTLY
+
     def __getitem__(self, index: Any) -> np.ndarray:
         part = index[0] if isinstance(index, tuple) else index
         frames = np.array(self.movie[part], np.float32)
-        for i, shift in enumerate(self.shifts[part]):
+        for frame, shift in zip(frames, self.shifts[part], strict=True):
             if shift.any():
-                frames[i] = in_place(frames[i], shift)
-                hide_beyond(frames[i], shift)
+                frame[:] = in_place(frame, shift)
+            rows, columns = (kept & taken(np.arange(len(kept)) + by, len(kept)) for kept, by in zip(self.kept, shift, strict=True))
+            frame[~rows] = np.nan
+            frame[:, ~columns] = np.nan
         return frames[(slice(None), *index[1:])] if isinstance(index, tuple) else frames
+
+
+def taken(at: np.ndarray, n: int) -> np.ndarray:
+    """Whether places lie within n pixels side by side."""
+    return (at >= -0.5) & (at <= n - 0.5)
 
 
 def registered(movie: Movie, registration: Registration) -> Movie:
