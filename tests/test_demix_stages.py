@@ -290,27 +290,27 @@ def with_neuropil(shape=(60, 66), length=200, seed=0):
 
 def test_smooth_light_is_found_and_taken_off():
     left, _, drive = with_neuropil()
-    around = from_blocks(left, 12.0, nothing(left))
+    around = from_blocks(left, [], 12.0, nothing(left))
     assert len(around.fields) == 2
     fit = np.linalg.lstsq(around.courses.T, drive.T, rcond=None)[0]
     np.testing.assert_allclose(around.courses.T @ fit, drive.T, atol=0.5)
     for with_courses in (False, True):
         around = refined(left, around, 3.0, courses=with_courses)
     assert left.z.std() == pytest.approx(1, abs=0.02)
-    again = from_blocks(left, 12.0, around)
+    again = from_blocks(left, [], 12.0, around)
     assert len(again.fields) == 2 and left.z.std() == pytest.approx(1, abs=0.03)
 
 
 def test_noise_has_no_background():
     left, *_ = planted((40, 40), 200, size=0.0)
-    assert len(from_blocks(left, 10.0, nothing(left)).fields) == 0
+    assert len(from_blocks(left, [], 10.0, nothing(left)).fields) == 0
     assert n_components(np.zeros(5), (5, 9)) == 0 and n_components(np.zeros(0), (0, 9)) == 0
     assert refined(left, nothing(left), 3.0).fields.shape == (0, 1600)
 
 
 def test_what_goes_with_the_background_is_no_cell():
     left, fields, _ = with_neuropil()
-    around = from_blocks(left, 12.0, nothing(left))
+    around = from_blocks(left, [], 12.0, nothing(left))
     course = around.courses[0] - around.courses[0].mean()
     spot = bump((60, 66), 30, 30, 2.0).ravel()
     own = 5 * courses(1, 200, 9)[0]

@@ -79,7 +79,7 @@ def find_cells(seen: Survey, config: DemixConfig, track: Track = silent) -> tupl
     around, block = nothing(left), block_size(cells, config)
     for i in track(range(config.rounds), "cells", config.rounds):
         if i < BACKGROUND_ROUNDS:
-            around = from_blocks(left, block, around)
+            around = from_blocks(left, cells, block, around)
         cells = without_background(left, cells, around, block)
         block = block_size(cells, config)
         if i <= BACKGROUND_ROUNDS:

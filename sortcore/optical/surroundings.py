@@ -19,7 +19,8 @@ from sortcore.optical.footprints import Cell, Residual
 MOST_COMPONENTS = 32
 STRIP_BYTES = 2**26
 FEWEST_BLOCKS, SMALLEST_BLOCK = 6, 6  # along a side; pixels
-ALIKE = 0.5  # share of a cell's course that the background explains when it is no cell
+ENOUGH = 0.25  # share of a block's pixels that must be free of cells for the others to be left out
+ALIKE = 0.6  # share of a cell's course that the background explains when it is no cell
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,14 @@ def nothing(left: Residual) -> Surroundings:
     return Surroundings(np.zeros((0, P), np.float32), np.zeros((0, B), np.float32))
 
 
-def from_blocks(left: Residual, block: float, before: Surroundings) -> Surroundings:
-    """The background that blocks of so many pixels show, in a residual from which `before` is taken off; that is replaced in place."""
+def from_blocks(left: Residual, cells: list[Cell], block: float, before: Surroundings) -> Surroundings:
+    """The background that blocks of so many pixels show, in a residual from which `before` is taken off; that is replaced in place.
+
+    Where a block has pixels enough beside the cells, only those are looked at.
+    """
     (H, W), B = left.shape, left.z.shape[1]
     ys, xs = edges(H, block), edges(W, block)
-    courses = block_medians(left, ys, xs)
+    courses = block_medians(left, free_pixels(left, cells), ys, xs)
     if len(before.fields):
         old = before.fields.reshape(-1, H, W)
         means = np.add.reduceat(np.add.reduceat(old, ys[:-1], axis=1), xs[:-1], axis=2) / np.outer(np.diff(ys), np.diff(xs))
@@ -107,14 +111,28 @@ def without_background(left: Residual, cells: list[Cell], around: Surroundings, 
     basis = np.linalg.qr((around.courses - around.courses.mean(axis=1, keepdims=True)).T.astype(np.float64))[0]
     out = []
     for cell in cells:
-        y, noise = cell.seen - cell.seen.mean(), 1 / cell.power
-        signal = float(y @ y) - len(y) * noise
-        shared = float(np.square(basis.T @ y).sum()) - basis.shape[1] * noise
-        if shared > ALIKE * max(signal, 0.0) or cell.area > block**2:
+        if cell.area > block**2 or shared(cell, basis) > ALIKE:
             left.add(cell)
         else:
             out.append(cell)
     return out
+
+
+def shared(cell: Cell, basis: np.ndarray) -> float:
+    """Share of a cell's course, without its noise, that R orthonormal courses (B, R) explain beyond what R others would by chance.
+
+    By chance it is R / n for n independent samples; courses that last have few: n = B (1 - r^2) / (1 + r^2), r being the correlation of
+    one bin with the next (Bartlett, J R Stat Soc 1946).
+    """
+    y, noise, (B, R) = cell.seen - cell.seen.mean(), 1 / cell.power, basis.shape
+    signal = float(y @ y) - B * noise
+    explained = float(np.square(basis.T @ y).sum()) - R * noise
+    if not signal > 0:
+        return 0.0
+    c = cell.centred
+    r = float(c[1:] @ c[:-1]) / max(float(c @ c), 1e-30)
+    n = B * (1 - r * r) / (1 + r * r)
+    return 1 - (1 - min(explained / signal, 1.0)) * (n - 1) / (n - R - 1) if n > R + 2 else 0.0
 
 
 def smooth_picture(picture: np.ndarray, left: Residual, block: float) -> np.ndarray:
@@ -144,16 +162,24 @@ def edges(length: int, block: float) -> np.ndarray:
     return np.linspace(0, length, n + 1).round().astype(np.int64)
 
 
-def block_medians(left: Residual, ys: np.ndarray, xs: np.ndarray) -> np.ndarray:
-    """(len(ys) - 1, len(xs) - 1, B) medians over blocks, in the movie's units; pixels that cannot be used are left out."""
+def free_pixels(left: Residual, cells: list[Cell]) -> np.ndarray:
+    """(H, W) bool: pixels that can be used and belong to no cell."""
+    free = left.noise > 0
+    for cell in cells:
+        free[cell.pixels] = False
+    return free.reshape(left.shape)
+
+
+def block_medians(left: Residual, free: np.ndarray, ys: np.ndarray, xs: np.ndarray) -> np.ndarray:
+    """(len(ys) - 1, len(xs) - 1, B) medians over blocks, in the movie's units: of free pixels, or of all where few are free."""
     noise, movie = left.noise.reshape(left.shape), left.movie
     out = np.zeros((len(ys) - 1, len(xs) - 1, movie.shape[2]), np.float32)
     for i in range(len(ys) - 1):
         for j in range(len(xs) - 1):
             here = np.s_[ys[i] : ys[i + 1], xs[j] : xs[j + 1]]
-            sd = noise[here]
-            if (sd > 0).any():
-                values = movie[here][sd > 0].astype(np.float32, copy=False) * sd[sd > 0][:, None]
+            chosen = free[here] if free[here].mean() >= ENOUGH else noise[here] > 0
+            if chosen.any():
+                values = movie[here][chosen].astype(np.float32, copy=False) * noise[here][chosen][:, None]
                 out[i, j] = np.median(values, axis=0)
     return out
 
