@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pynapple
@@ -14,6 +16,7 @@ import pytest
 from helpers_movie import planted_result
 from scipy import sparse
 
+from sortcore.archive import writing
 from sortcore.errors import OutputError
 from sortcore.metrics import compare, score_spikes
 from sortcore.optical.nwb_movie import save_movie_nwb
@@ -109,6 +112,20 @@ def test_a_full_disk_leaves_nothing_behind(result: MovieResult, tmp_path: Path, 
     with pytest.raises(OutputError, match="The disk is full"):
         save_movie(result, tmp_path / "sorted")
     assert not (tmp_path / "sorted").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk like /dev/full here")
+def test_a_full_disk_is_known_by_what_numpy_says_of_it() -> None:
+    with pytest.raises(OutputError, match="The disk is full"), writing(Path("/dev/full")), open("/dev/full", "wb") as file:
+        np.save(file, np.zeros(100_000))
+
+
+def test_a_disk_with_too_little_room_is_told_before_nwb_is_written(result: MovieResult, tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(OutputError, match=r"The disk is full: .*cells\.nwb takes about"):
+        save_movie_nwb(result, tmp_path / "new" / "cells.nwb")
+    assert not list(tmp_path.iterdir())
 
 
 def test_nwb_holds_cells_traces_and_spikes_as_pynwb_reads_them(result: MovieResult, tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from sortcore.archive import check_room
 from sortcore.optical.records import MovieResult
 from sortcore.optical.saving import UNKNOWN_START, add_trains, write_nwb
 from sortcore.optional import require
 
 UNKNOWN = "unknown"
+BASE_BYTES = 300_000  # of a file without cells
 COLUMNS = {  # of the plane segmentation
     "snr": "largest peak of the denoised trace over the noise of a frame", "overlap": "largest cosine with another footprint",
     "footprint_fit": "correlation of the footprint with what the movie shows of the cell"}
@@ -31,6 +33,7 @@ def save_movie_nwb(result: MovieResult, path: str | Path, *, start_s: float = 0.
     """
     pynwb = require("pynwb")
     path = Path(path)
+    check_room(path, BASE_BYTES + 16 * result.demixed.traces.size + 32 * result.demixed.footprints.nnz)
     file = pynwb.NWBFile(session_description="Cells of a calcium movie and their spikes, found by sortcore", identifier=path.stem,
                          session_start_time=session_start or UNKNOWN_START)
     plane = imaging_plane(pynwb, file, result, indicator, location)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from sortcore.archive import writing
+from sortcore.archive import staging
 from sortcore.optical.records import MovieResult
 
 NEUROPIL = 0.7  # suite2p's coefficient
@@ -33,10 +33,9 @@ def save_suite2p(result: MovieResult, folder: str | Path) -> Path:
         "F": (demixed.traces + NEUROPIL * around).astype(np.float32), "Fneu": around.astype(np.float32),
         "spks": np.asarray(result.activity, np.float32), "iscell": np.ones((result.n_cells, 2), np.float32),
         "stat": np.array(cells, dtype=object), "ops": np.array(options(result, plane), dtype=object)}
-    with writing(plane):
-        plane.mkdir(parents=True, exist_ok=True)
+    with staging(plane, "stat.npy") as stage:
         for name, array in files.items():
-            np.save(plane / f"{name}.npy", array, allow_pickle=name in ("stat", "ops"))
+            np.save(stage / f"{name}.npy", array, allow_pickle=name in ("stat", "ops"))
     return plane
 
 
