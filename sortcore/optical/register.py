@@ -113,7 +113,7 @@ def estimate_motion(movie: Movie, config: RegisterConfig | None = None, *, track
     Raises MissingPackageError without scikit-image, RecordingError for a movie in which nothing can be compared.
     """
     config = config or RegisterConfig()
-    comparer = Comparer(make_template(movie, config), config)
+    comparer = Comparer(make_template(movie, config, track), config)
     cut = pieces(len(movie), movie.shape[1:], PIECE_BYTES)
 
     def one(part: slice) -> list[tuple[float, float, float]]:
@@ -124,7 +124,7 @@ def estimate_motion(movie: Movie, config: RegisterConfig | None = None, *, track
     return Registration(shifts, np.nan_to_num(found[:, 2]), lost, comparer.template)
 
 
-def make_template(movie: Movie, config: RegisterConfig) -> np.ndarray:
+def make_template(movie: Movie, config: RegisterConfig, track: Track = silent) -> np.ndarray:
     """(H, W) mean of a sample of frames put in place, from frames that are alike to one in which all are."""
     at = np.unique(np.linspace(0, len(movie) - 1, config.sample).round().astype(int))
     sample = np.stack([movie[int(t)] for t in at]).astype(np.float32)
@@ -134,7 +134,7 @@ def make_template(movie: Movie, config: RegisterConfig) -> np.ndarray:
     if not np.isfinite(sample).all():
         sample = np.where(np.isfinite(sample), sample, np.nan_to_num(seen_mean(sample)))
     template, before = alike(sample, config), np.full((len(sample), 2), np.inf)
-    for _ in range(config.rounds):
+    for _ in track(range(config.rounds), "template", config.rounds):
         comparer = Comparer(template, config)
         found = np.array([shift[:2] for shift in in_order(comparer.shift, sample)])
         shifts, _ = believed(found, config.max_shift * min(movie.shape[1:]))
