@@ -20,7 +20,7 @@ from sortcore.archive import writing
 from sortcore.errors import OutputError
 from sortcore.metrics import compare, score_spikes
 from sortcore.optical.nwb_movie import save_movie_nwb
-from sortcore.optical.plots_movie import plot_movie, plot_movie_traces, plot_shifts, save_movie_pictures
+from sortcore.optical.plots_movie import fit_in_dff, plot_movie, plot_movie_traces, plot_shifts, save_movie_pictures
 from sortcore.optical.reading import read_traces
 from sortcore.optical.records import MovieResult
 from sortcore.optical.register import Registration
@@ -231,6 +231,14 @@ def test_pictures_are_drawn_of_some_cells_and_of_none(result: MovieResult, tmp_p
     drawn = plot_movie(result).axes[0]
     assert {text.get_text() for text in drawn.texts} == {str(k) for k in range(5)}
     assert len(plot_movie_traces(result, np.array([3, 1])).axes) == 2 and len(plot_shifts(motion, 20.0).axes) == 2
+
+
+def test_the_fit_is_drawn_on_the_scale_of_its_trace(result: MovieResult) -> None:
+    base = result.demixed.baseline[:, None] + np.sin(np.arange(result.demixed.n_frames) / 50)  # one that drifts
+    f0 = 2 * result.demixed.baseline[:, None]
+    drifting = replace(result, demixed=replace(result.demixed, baseline=base), dff=((result.demixed.traces - base) / f0).astype(np.float32))
+    for k in range(5):
+        np.testing.assert_allclose(fit_in_dff(drifting, k), ((result.demixed.denoised - base) / f0)[k], rtol=1e-3, atol=1e-6)
 
 
 def test_shifts_are_a_table(result: MovieResult) -> None:

@@ -54,19 +54,21 @@ def plot_movie_traces(result: MovieResult, cells: np.ndarray | None = None, span
     all_events = movie_events(result)
     events = Events(all_events.frames[mine], all_events.times_s[mine], place[all_events.cells[mine]], all_events.sizes[mine],
                     np.zeros(len(cells)))
-    trace, scale = result.demixed.traces[cells].astype(np.float64), result.dff[cells].astype(np.float64)
-    fit = np.stack([in_dff(t, d, m) for t, d, m in zip(trace, scale, result.demixed.denoised[cells], strict=True)]) if len(cells) else scale
-    return plot_calcium(scale, result.fs, fit=fit, activity=np.asarray(result.activity[cells], np.float64), events=events,
+    dff = result.dff[cells].astype(np.float64)
+    fit = np.stack([fit_in_dff(result, int(k)) for k in cells]) if len(cells) else dff
+    return plot_calcium(dff, result.fs, fit=fit, activity=np.asarray(result.activity[cells], np.float64), events=events,
                         cells=range(len(cells)), names=[str(k) for k in cells], span_s=span_s or busiest(result))
 
 
-def in_dff(trace: np.ndarray, dff: np.ndarray, denoised: np.ndarray) -> np.ndarray:
-    """The denoised trace (T,) on the scale of dF/F, of which the trace (T,) is the other face: by a line through both."""
-    seen = np.isfinite(trace) & np.isfinite(dff)
-    if seen.sum() < 2 or np.ptp(trace[seen]) == 0:
-        return np.zeros_like(dff)
-    slope, offset = np.polyfit(trace[seen], dff[seen], 1)
-    return slope * denoised + offset
+def fit_in_dff(result: MovieResult, k: int) -> np.ndarray:
+    """(T,) what the kernel explains of a cell's trace, as dF/F: both traces less the baseline, over the same F0."""
+    demixed, dff = result.demixed, result.dff[k].astype(np.float64)
+    base = np.asarray(demixed.baseline[k], np.float64)
+    rise = demixed.traces[k] - base
+    seen = np.isfinite(rise) & np.isfinite(dff)
+    power = float(np.sum(dff[seen] ** 2))
+    f0 = float(np.sum(rise[seen] * dff[seen])) / power if power > 0 else 0.0
+    return (demixed.denoised[k] - base) / f0 if f0 > 0 else np.zeros_like(dff)
 
 
 def busiest(result: MovieResult) -> tuple[float, float]:
@@ -144,8 +146,7 @@ def draw_traces(ax: Axes, result: MovieResult) -> None:
     shown = (times >= low) & (times <= high)
     spread = np.nanmedian(np.nanmax(result.dff[order], axis=1) - np.nanmedian(result.dff[order], axis=1))
     for place, k in enumerate(order):
-        fit = in_dff(result.demixed.traces[k].astype(np.float64), result.dff[k].astype(np.float64), result.demixed.denoised[k])
-        for values, color, width in ((result.dff[k], GREY, 0.4), (fit, COLORS[0], 0.8)):
+        for values, color, width in ((result.dff[k], GREY, 0.4), (fit_in_dff(result, int(k)), COLORS[0], 0.8)):
             level = (values[shown] - np.nanmedian(result.dff[k])) / max(spread, 1e-9)
             ax.plot(*thinned(times[shown], level - place), color=color, linewidth=width)
     ax.set_yticks(-np.arange(len(order)), [str(k) for k in order], fontsize=5.5 if len(order) > 20 else 7)
