@@ -25,6 +25,7 @@ from sortcore.settings import Checked, setting
 from sortcore.workers import in_order, one_thread_each
 
 PIECE_BYTES = 2**25  # of frames, as float32, that a worker holds
+SAMPLE_BYTES, FEWEST = 2**28, 30  # of frames for the template, of which there are fewer where they are large, but not fewer than these
 ALIKE = 0.1  # share of the sample that is averaged for the first template
 MOSTLY = 0.9  # share of the frames in which a row or column must be seen to be kept
 CLOSE_PX = 0.02  # a template is good when the sample's shifts change no more
@@ -126,19 +127,25 @@ def estimate_motion(movie: Movie, config: RegisterConfig | None = None, *, track
 
 def make_template(movie: Movie, config: RegisterConfig, track: Track = silent) -> np.ndarray:
     """(H, W) mean of a sample of frames put in place, from frames that are alike to one in which all are."""
-    at = np.unique(np.linspace(0, len(movie) - 1, config.sample).round().astype(int))
-    sample = np.stack([movie[int(t)] for t in at]).astype(np.float32)
-    sample = sample[np.isfinite(sample).mean(axis=(1, 2)) > 0.5]
-    if not len(sample) or not np.nanstd(sample, axis=(1, 2)).any():
+    _, H, W = movie.shape
+    n = min(config.sample, max(FEWEST, SAMPLE_BYTES // (4 * H * W)))
+    at = np.unique(np.linspace(0, len(movie) - 1, n).round().astype(int))
+    sample = np.empty((len(at), H, W), np.float32)
+    for i, t in enumerate(at):
+        sample[i] = movie[int(t)]
+    shown = np.array([np.isfinite(frame).mean() > 0.5 and bool(np.nanstd(frame)) for frame in sample])
+    sample = sample if shown.all() else sample[shown]
+    if not len(sample):
         raise RecordingError(f"{movie.name} cannot be registered: no frame shows anything, all pixels are alike or NaN.")
-    if not np.isfinite(sample).all():
+    if not np.isfinite(sample.sum()):
         sample = np.where(np.isfinite(sample), sample, np.nan_to_num(seen_mean(sample)))
     template, before = alike(sample, config), np.full((len(sample), 2), np.inf)
     for _ in track(range(config.rounds), "template", config.rounds):
         comparer = Comparer(template, config)
-        found = np.array([shift[:2] for shift in in_order(comparer.shift, sample)])
+        found = np.array([shift[:2] for shift in in_order(comparer.shift, list(sample))])
         shifts, _ = believed(found, config.max_shift * min(movie.shape[1:]))
-        template = np.mean([in_place(frame, shift) for frame, shift in zip(sample, shifts, strict=True)], axis=0)
+        total = sum((in_place(*pair) for pair in zip(sample, shifts, strict=True)), np.zeros((H, W)))
+        template = total / len(sample)
         if np.abs(shifts - before).mean() < CLOSE_PX:
             break
         before = shifts
@@ -148,9 +155,10 @@ def make_template(movie: Movie, config: RegisterConfig, track: Track = silent) -
 def alike(sample: np.ndarray, config: RegisterConfig) -> np.ndarray:
     """(H, W) mean of those frames (S, H, W) that are most like one of them, without any put in place."""
     n = max(2, min(len(sample), round(ALIKE * len(sample))))
-    smooth = [ndimage.gaussian_filter(frame, 1.0) - ndimage.gaussian_filter(frame, config.highpass_px) for frame in sample]
-    rows = np.reshape(smooth, (len(sample), -1))
-    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    rows = np.empty((len(sample), sample[0].size), np.float32)
+    for row, frame in zip(rows, sample, strict=True):
+        detail = ndimage.gaussian_filter(frame, 1.0) - ndimage.gaussian_filter(frame, config.highpass_px)
+        row[:] = detail.ravel() / max(float(np.linalg.norm(detail)), 1e-12)
     correlation = rows @ rows.T
     nearest = np.sort(correlation, axis=1)[:, -n:].mean(axis=1)
     return sample[np.argsort(correlation[np.argmax(nearest)])[-n:]].mean(axis=0)
