@@ -190,7 +190,7 @@ def block_medians(left: Residual, before: Surroundings, free: np.ndarray, ys: np
             chosen = free[here] if free[here].mean() >= ENOUGH else noise[here] > 0
             if chosen.any():
                 values = movie[here][chosen].astype(np.float32, copy=False) * noise[here][chosen][:, None]
-                values += fields[:, *here][:, chosen].T @ before.courses
+                values += fields[(slice(None), *here)][:, chosen].T @ before.courses
                 out[j] = np.median(values, axis=0)
         return out
 
