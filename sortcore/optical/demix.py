@@ -76,8 +76,8 @@ def find_cells(seen: Survey, config: DemixConfig, track: Track = silent) -> tupl
     cells: list[Cell] = []
     if left.z.shape[1] < FEWEST_BINS or not left.usable.any():
         return cells, nothing(left), left
-    cells = new_cells(left, kernel, config, CLEAR * config.agreement_sd, local=True)
-    around, block = nothing(left), block_size(cells, config)
+    around, cells = nothing(left), new_cells(left, kernel, config, CLEAR * config.agreement_sd, LARGEST * len(left.z), local=True)
+    block = block_size(cells, config)
     for i in track(range(config.rounds), "cells", config.rounds):
         if i < BACKGROUND_ROUNDS:
             around = from_blocks(left, cells, block, around)
@@ -86,7 +86,7 @@ def find_cells(seen: Survey, config: DemixConfig, track: Track = silent) -> tupl
         if i <= BACKGROUND_ROUNDS:
             around = refined(left, around, config.smoothing_px, courses=i == BACKGROUND_ROUNDS)
         cells = merged(left, ascend(left, cells, kernel, config.edge_sd))
-        more = new_cells(left, kernel, config, config.agreement_sd)
+        more = new_cells(left, kernel, config, config.agreement_sd, block**2)
         cells += more
         if i >= BACKGROUND_ROUNDS and not more:
             break
@@ -95,17 +95,20 @@ def find_cells(seen: Survey, config: DemixConfig, track: Track = silent) -> tupl
     return [cell for cell in cells if agreement(left, cell, kernel) > config.agreement_sd], around, left
 
 
-def new_cells(left: Residual, kernel: Kernel, config: DemixConfig, least: float, *, local: bool = False) -> list[Cell]:
-    """Cells that the residual holds, taken off it one after the other, the clearest first."""
+def new_cells(left: Residual, kernel: Kernel, config: DemixConfig, least: float, largest: float, *, local: bool = False) -> list[Cell]:
+    """Cells that the residual holds, taken off it one after the other, the clearest first.
+
+    least: their agreement; largest: their area in pixels; local: the background is not known, and is what is around each
+    """
     maps = energies(left.movie, left.usable, kernel.g, n_levels(left.shape), surround=True)
     seeds, out = maxima(maps, config.least_energy), []
     for y, x, level in zip(seeds.y, seeds.x, seeds.level, strict=True):
         around = ring(left, y, x, 2.0**level) if local else None
         cell = fit_seed(left, y, x, 2.0**level, kernel, config.edge_sd, around)
-        if cell is None:
+        if cell is None or cell.area > largest:
             continue
         left.take(cell)
-        if cell.area < LARGEST * len(left.z) and agreement(left, cell, kernel, around) > least:
+        if agreement(left, cell, kernel, around) > least:
             out.append(cell)
         else:
             left.add(cell)
@@ -113,9 +116,14 @@ def new_cells(left: Residual, kernel: Kernel, config: DemixConfig, least: float,
 
 
 def block_size(cells: list[Cell], config: DemixConfig) -> float:
-    """Side of the background's blocks in pixels: twice the width of a typical cell, where it is not given."""
-    width = 2 * np.sqrt(np.median([cell.area for cell in cells]) / np.pi) if cells else 0.0
-    return config.block_px or float(np.clip(BLOCK * width, *BLOCKS))
+    """Side of the background's blocks in pixels: twice the width of a typical cell, where it is not given.
+
+    Typical are those half of the cells that explain most in a pixel: what is wide and faint may yet turn out to be background.
+    """
+    if config.block_px or not cells:
+        return config.block_px or BLOCKS[0]
+    sharp = sorted(cells, key=lambda cell: -cell.gain / len(cell.pixels))[: -(-len(cells) // 2)]
+    return float(np.clip(BLOCK * 2 * np.sqrt(np.median([cell.area for cell in sharp]) / np.pi), *BLOCKS))
 
 
 def ascend(left: Residual, cells: list[Cell], kernel: Kernel, level: float, rounds: int = 3) -> list[Cell]:

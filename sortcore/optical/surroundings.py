@@ -1,9 +1,10 @@
 """The light that is no cell's: of low rank, smooth in space, as fast as it likes.
 
 The field is cut into blocks larger than cells. The median over a block's pixels does not see cells that fill less than half of it, so
-the medians' courses are those of the neuropil. Their singular vectors that stand out of the rest (Gavish and Donoho, IEEE Trans Inf
-Theory 2014: the noise is the median singular value) are the background's courses; its fields are interpolated between the blocks
-while the cells are not known, and regressed pixel by pixel, then smoothed, when they are.
+the medians' courses are those of the neuropil, and a median over neighbouring blocks removes what a block full of cells has alone. The
+singular vectors that stand out of the rest (Gavish and Donoho, IEEE Trans Inf Theory 2014: the noise is the median singular value) are
+the background's courses. Its fields are interpolated between the blocks while the cells are not known, and regressed pixel by pixel,
+then smoothed, when they are.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.interpolate import RectBivariateSpline
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, median_filter
 
 from sortcore.optical.footprints import Cell, Residual
 from sortcore.workers import in_order
@@ -45,17 +46,17 @@ def from_blocks(left: Residual, cells: list[Cell], block: float, before: Surroun
     """
     (H, W), B = left.shape, left.z.shape[1]
     ys, xs = edges(H, block), edges(W, block)
-    courses = block_medians(left, free_pixels(left, cells), ys, xs)
-    if len(before.fields):
-        old = before.fields.reshape(-1, H, W)
-        means = np.add.reduceat(np.add.reduceat(old, ys[:-1], axis=1), xs[:-1], axis=2) / np.outer(np.diff(ys), np.diff(xs))
-        courses += np.tensordot(means, before.courses, (0, 0))
-    V, s, U = np.linalg.svd(courses.reshape(-1, B).astype(np.float64), full_matrices=False)
-    R = n_components(s, (len(V), B))
-    sign = np.where(V[:, :R].sum(axis=0) < 0, -1.0, 1.0)
-    V, U = V[:, :R] * sign, (U[:R].T * sign).T
-    fields = [interpolated(v.reshape(len(ys) - 1, len(xs) - 1), ys, xs).ravel() for v in V.T]
-    new = Surroundings(np.array(fields, dtype=np.float32).reshape(R, H * W), (s[:R, None] * U).astype(np.float32))
+    courses = block_medians(left, before, free_pixels(left, cells), ys, xs)
+    flat = courses.reshape(-1, B).astype(np.float64)
+    _, s, U = np.linalg.svd(flat, full_matrices=False)
+    R = n_components(s, flat.shape)
+    if not len(before.fields):
+        wide = median_filter(courses, size=(3, 3, 1), mode="nearest")
+        _, s, U = np.linalg.svd(wide.reshape(-1, B).astype(np.float64), full_matrices=False)
+    found = U[:R] * s[:R, None]
+    values = flat @ found.T / np.maximum(s[:R] ** 2, 1e-30)  # (blocks, R)
+    fields = [interpolated(v.reshape(courses.shape[:2]), ys, xs).ravel() for v in values.T]
+    new = Surroundings(np.array(fields, dtype=np.float32).reshape(R, H * W), found.astype(np.float32))
     change(left, np.concatenate([new.fields, -before.fields]), np.concatenate([new.courses, before.courses]))
     return new
 
@@ -177,9 +178,10 @@ def free_pixels(left: Residual, cells: list[Cell]) -> np.ndarray:
     return free.reshape(left.shape)
 
 
-def block_medians(left: Residual, free: np.ndarray, ys: np.ndarray, xs: np.ndarray) -> np.ndarray:
-    """(len(ys) - 1, len(xs) - 1, B) medians over blocks, in the movie's units: of free pixels, or of all where few are free."""
-    noise, movie = left.noise.reshape(left.shape), left.movie
+def block_medians(left: Residual, before: Surroundings, free: np.ndarray, ys: np.ndarray, xs: np.ndarray) -> np.ndarray:
+    """(len(ys) - 1, len(xs) - 1, B) medians over blocks of the residual with the background that was taken off it, in the movie's
+    units: of free pixels, or of all where few are free."""
+    noise, movie, fields = left.noise.reshape(left.shape), left.movie, before.fields.reshape(-1, *left.shape)
 
     def one(i: int) -> np.ndarray:
         out = np.zeros((len(xs) - 1, movie.shape[2]), np.float32)
@@ -188,6 +190,7 @@ def block_medians(left: Residual, free: np.ndarray, ys: np.ndarray, xs: np.ndarr
             chosen = free[here] if free[here].mean() >= ENOUGH else noise[here] > 0
             if chosen.any():
                 values = movie[here][chosen].astype(np.float32, copy=False) * noise[here][chosen][:, None]
+                values += fields[(slice(None), *here)][:, chosen].T @ before.courses
                 out[j] = np.median(values, axis=0)
         return out
 
