@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from sortcore.optional import require
 from sortcore.progress import bars, silent
 from sorters.console import say
 from sorters.outputs import output_folder
-from sorters.summary import MAX_ROWS, table
+from sorters.summary import MAX_ROWS, ending, table
 
 SHIFTS = "shifts.csv"
 
@@ -87,17 +88,11 @@ def save_all(result: MovieResult, folder: Path, motion: Registration | None, wan
     return files
 
 
-def movie_summary(result: MovieResult, files: list[tuple[str, Path]] | tuple = ()) -> str:
+def movie_summary(result: MovieResult, files: Sequence[tuple[str, Path]] = ()) -> str:
     """What was found: totals, one row a cell, the seconds of each stage, and where the files are."""
     lines = ["", f"{result.n_cells} cells, {len(result.spikes)} spikes in {result.duration_s:.1f} s."]
     lines += ["", cell_table(result)] if result.n_cells else ["No cell was found: nothing local changed as an indicator would."]
-    if result.timings_s:
-        total = sum(result.timings_s.values())
-        stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.timings_s.items())
-        speed = f", {result.duration_s / total:.1f} x real time" if total > 0 else ""
-        lines += ["", f"{stages}; in all {total:.1f} s{speed}."]
-    lines += [f"{what:<8} {path}" for what, path in files]
-    return "\n".join(lines)
+    return "\n".join([*lines, *ending(result.timings_s, result.duration_s, files)])
 
 
 def cell_table(result: MovieResult) -> str:
