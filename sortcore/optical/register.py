@@ -28,6 +28,7 @@ PIECE_BYTES = 2**25  # of frames, as float32, that a worker holds
 SAMPLE_BYTES, FEWEST = 2**28, 30  # of frames for the template, of which there are fewer where they are large, but not fewer than these
 ALIKE = 0.1  # share of the sample that is averaged for the first template
 MOSTLY = 0.9  # share of the frames in which a row or column must be seen to be kept
+SPLINE_PAD = 12  # pixels over which a spline forgets what is beyond them
 CLOSE_PX = 0.02  # a template is good when the sample's shifts change no more
 
 
@@ -190,16 +191,31 @@ def seen_mean(frames: np.ndarray) -> np.ndarray:
 
 
 def in_place(frame: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """A frame (H, W) whose tissue is displaced by `shift`, put back: cubic splines between pixels, the edge repeated beyond it."""
+    """A frame (H, W) whose tissue is displaced by `shift`, put back: cubic splines between pixels, the edge repeated beyond it.
+
+    As `scipy.ndimage.shift`, which finds the weights of every pixel anew, where all pixels of a shifted picture have the same.
+    """
     if not np.any(shift):
         return frame
     seen = np.isfinite(frame)
-    if seen.all():
-        return ndimage.shift(frame, -np.asarray(shift), order=3, mode="nearest")
-    filled = np.where(seen, frame, frame[seen].mean() if seen.any() else 0.0)
-    moved = ndimage.shift(filled, -np.asarray(shift), order=3, mode="nearest")
-    known = ndimage.shift(seen.astype(np.float32), -np.asarray(shift), order=1, mode="nearest") > 0.5
-    return np.where(known, moved, np.nan)
+    if not seen.all():
+        moved = in_place(np.where(seen, frame, frame[seen].mean() if seen.any() else 0.0), shift)
+        known = ndimage.shift(seen.astype(np.float32), -np.asarray(shift), order=1, mode="nearest") > 0.5
+        return np.where(known, moved, np.nan)
+    pad = int(np.ceil(np.abs(shift).max())) + SPLINE_PAD
+    spline = ndimage.spline_filter(np.pad(frame, pad, mode="edge"), order=3, output=np.float32)
+    for axis, by in enumerate(shift):
+        whole, n = int(np.floor(by)), frame.shape[axis]
+        starts = [pad + whole + i for i in (-1, 0, 1, 2)]
+        parts = [spline[at : at + n] if axis == 0 else spline[:, at : at + n] for at in starts]
+        spline = sum((weight * part for weight, part in zip(cubic(by - whole), parts, strict=True)), np.zeros((), np.float32))
+    return spline
+
+
+def cubic(t: float) -> np.ndarray:
+    """(4,) float32 cubic B-spline around the four knots nearest to a place that is t beyond the second of them."""
+    u = 1 - t
+    return np.array([u**3, 4 - 6 * t**2 + 3 * t**3, 4 - 6 * u**2 + 3 * u**3, t**3], np.float32) / np.float32(6)
 
 
 @dataclass(frozen=True)
