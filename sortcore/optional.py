@@ -7,7 +7,7 @@ from typing import Any
 
 from sortcore.errors import MissingPackageError
 
-EXTRAS = {"h5py": "optical", "pynwb": "optical", "pynapple": "optical"}
+EXTRAS = {"h5py": "optical", "pynwb": "optical", "pynapple": "optical", "tifffile": "optical", "zarr": "optical", "skimage": "optical"}
 
 
 def require(package: str) -> Any:

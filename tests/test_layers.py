@@ -15,17 +15,19 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     {"errors", "types", "version"},
     {"recording", "progress", "workers", "numerics", "medians", "probes", "cluster", "groups", "spectra", "matching", "moving", "bank",
-     "follow", "sample", "archive", "steps", "remote", "settings", "optional", "ephys.config", "optical.foreign",
-     "optical.reading", "optical.traces", "optical.tails", "optical.kernels", "optical.kernel", "optical.ar1", "optical.ar2",
-     "optical.voltage_noise", "optical.voltage_waveform", "optical.voltage_filter", "optical.voltage_pursuit", "optical.voltage_history",
-     "optical.voltage_learning", "optical.voltage_evidence", "optical.voltage_guess",
-     "optical.voltage_steps", "optical.voltage_decision"},
-    {"model", "reference", "cells", "simulate", "metrics", "metrics.sorting", "metrics.trains",
-     "metrics.distances", "metrics.intervals", "optical.indicator", "optical.simulate", "optical.voltage_simulate"},
+     "follow", "sample", "archive", "steps", "remote", "settings", "optional", "ephys.config", "optical.foreign", "optical.reading",
+     "optical.traces", "optical.tails", "optical.kernels", "optical.kernel", "optical.ar1", "optical.ar2", "optical.voltage_noise",
+     "optical.voltage_waveform", "optical.voltage_filter", "optical.voltage_pursuit", "optical.voltage_history",
+     "optical.voltage_learning", "optical.voltage_evidence", "optical.voltage_guess", "optical.voltage_steps",
+     "optical.voltage_decision", "optical.records", "optical.movies", "optical.survey", "optical.stores", "optical.tiff"},
+    {"model", "reference", "cells", "simulate", "metrics", "metrics.sorting", "metrics.trains", "metrics.distances", "metrics.intervals",
+     "optical.indicator", "optical.simulate", "optical.voltage_simulate", "optical.simulate_movie", "optical.footprints",
+     "optical.demix_reference"},
     {"<stage>"},
-    {"ephys.conclude", "ephys.kept", "ephys.pipeline", "optical.calcium", "optical.combined", "optical.voltage", "optical.voltage_fit"},
-    {"export", "phy", "panels", "plots", "plots_probe", "report", "optical.saving", "optical.plots",
-     "optical.voltage_saving", "optical.voltage_plots"},
+    {"ephys.conclude", "ephys.kept", "ephys.pipeline", "optical.calcium", "optical.combined", "optical.voltage", "optical.voltage_fit",
+     "optical.demix", "optical.sort_movie"},
+    {"export", "phy", "panels", "plots", "plots_probe", "report", "optical.saving", "optical.plots", "optical.voltage_saving",
+     "optical.voltage_plots", "optical.saving_movie", "optical.nwb_movie", "optical.suite2p", "optical.plots_movie"},
 )
 # The package's front doors gather public names and are imported by no module of the engine.
 DOORS = {"", "ephys", "optical"}
@@ -97,7 +99,7 @@ def test_the_engine_needs_only_its_own_few_packages(name: str) -> None:
 
 
 def test_importing_the_engine_loads_nothing_that_only_formats_need() -> None:
-    heavy = {"spikeinterface", "probeinterface", "sorters", "pandas", "h5py", "pynwb", "hdmf", "pynapple"}
+    heavy = {"spikeinterface", "probeinterface", "sorters", "pandas", "h5py", "pynwb", "hdmf", "pynapple", "tifffile", "zarr", "skimage"}
     modules = ", ".join(f"sortcore.{name}" for name in MODULES)
     code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -1,0 +1,136 @@
+"""Whether a cell is one: whether its pixels agree, whether two cells are one, and whether the data are worth a cell.
+
+The pixels of a footprint are dealt into two halves like the fields of a chessboard. In noise the course of one half says nothing of
+that of the other, however well each fits itself: their agreement has variance 1.
+
+A cell costs what its events cost, EVENT nats each: where and how large each is must be said. Two cells that touch are one where the
+weaker's course is the stronger's but for less than that; a cell goes where its neighbours, fitted anew without it, lose less.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import sparse
+from scipy.ndimage import binary_dilation
+
+from sortcore.optical.footprints import EIGHT, GROWTH, Cell, Kernel, Residual, deconvolved, observed, sweep
+
+EVENT = 6.0
+SAME = 0.9  # correlation of two courses that are one
+SIMILAR = 0.3  # below this they are two, however noisy
+TOUCH = 2  # pixels between two cells that may be one
+REFITS = 4  # rounds in which the neighbours of a cell take its place
+
+
+def agreement(left: Residual, cell: Cell, kernel: Kernel, around: np.ndarray | None = None) -> float:
+    """How far the two halves of a cell's pixels agree, in sd of what they would in noise; `around` as in `fit_seed`."""
+    y, x = np.divmod(cell.pixels, left.shape[1])
+    z = left.z[cell.pixels].astype(np.float32, copy=False) + cell.weights[:, None] * cell.seen
+    if around is not None:
+        z -= around / left.noise[cell.pixels, None]
+    halves = [(z[part], cell.weights[part]) for part in ((y + x) % 2 == 0, (y + x) % 2 == 1)]
+    total = 0.0
+    for (z_a, a), (z_b, b) in (halves, halves[::-1]):
+        if not len(a) or not len(b):
+            return 0.0
+        course = deconvolved(a @ z_a / (a @ a), float(a @ a) ** -0.5, kernel)
+        centred = course - course.mean()
+        energy = float(centred @ centred)
+        total += float(b @ z_b @ centred) / np.sqrt(energy * float(b @ b)) if energy > 0 else 0.0
+    return total / np.sqrt(2)
+
+
+def merged(left: Residual, cells: list[Cell]) -> list[Cell]:
+    """Cells of which those that are one are joined, the weaker to the stronger."""
+    cells = sorted(cells, key=lambda cell: -cell.gain)
+    gone: set[int] = set()
+    for i, near in enumerate(neighbours(left, cells, TOUCH)):
+        if i in gone:
+            continue
+        for j in near:
+            if j > i and j not in gone and one(cells[i], cells[j]):
+                cells[i] = joined(left, cells[i], cells[j])
+                gone.add(j)
+    return [cell for i, cell in enumerate(cells) if i not in gone]
+
+
+def neighbours(left: Residual, cells: list[Cell], reach: int) -> list[list[int]]:
+    """Of each cell those, in order, whose pixels come as near as `reach` (rows and columns) to its own."""
+    own = indicator([cell.pixels for cell in cells], len(left.z))
+    shared = sparse.csr_array(own @ (indicator([grown(left, cell.pixels, reach) for cell in cells], len(left.z)) if reach else own).T)
+    shared.sort_indices()
+    return [[int(j) for j in shared.indices[shared.indptr[i] : shared.indptr[i + 1]] if j != i] for i in range(len(cells))]
+
+
+def indicator(pixels: list[np.ndarray], n_pixels: int) -> sparse.csr_array:
+    """(K, P) ones in the pixels of each cell."""
+    at = np.concatenate([np.zeros(0, np.int64), *pixels])
+    return sparse.csr_array((np.ones(len(at), np.float32), at, np.cumsum([0, *map(len, pixels)])), shape=(len(pixels), n_pixels))
+
+
+def grown(left: Residual, pixels: np.ndarray, reach: int) -> np.ndarray:
+    """Pixels and all within so many rows and columns of them."""
+    rows, columns = left.box(pixels, reach)
+    y, x = np.divmod(pixels, left.shape[1])
+    inside = np.zeros((rows.stop - rows.start, columns.stop - columns.start), dtype=bool)
+    inside[y - rows.start, x - columns.start] = True
+    y, x = np.nonzero(binary_dilation(inside, EIGHT, iterations=reach))
+    return (y + rows.start) * left.shape[1] + x + columns.start
+
+
+def one(strong: Cell, weak: Cell) -> bool:
+    """Whether the course of the weaker is the stronger's."""
+    c, y = strong.centred, weak.seen
+    correlation = float(np.corrcoef(strong.course, weak.course)[0, 1])
+    if not correlation > SIMILAR:
+        return False
+    shared = y - max(0.0, float(y @ c) / float(c @ c)) * c
+    own = y - weak.centred
+    return correlation > SAME or 0.5 * weak.power * float(shared @ shared - own @ own) < EVENT * weak.n_events
+
+
+def joined(left: Residual, strong: Cell, weak: Cell) -> Cell:
+    """Both with the course of the stronger; the residual follows."""
+    left.add(strong)
+    left.add(weak)
+    pixels, c = np.union1d(strong.pixels, weak.pixels), strong.centred
+    weights = left.z[pixels].astype(np.float32, copy=False) @ c / (c @ c)
+    pixels, weights = pixels[weights > 0], weights[weights > 0]
+    new = Cell(pixels, weights, strong.course, observed(left, pixels, weights))
+    left.take(new)
+    return new
+
+
+def needed(left: Residual, cells: list[Cell], kernel: Kernel, level: float) -> list[Cell]:
+    """Cells without those that their neighbours can do without, tried from the weakest on; the residual follows."""
+    cells = sorted(cells, key=lambda cell: -cell.gain)
+    near, gone = neighbours(left, cells, 0), set()
+    for k in range(len(cells) - 1, -1, -1):
+        beside = [j for j in near[k] if j not in gone]
+        instead = replaced(left, cells[k], [cells[j] for j in beside], kernel, level) if beside else None
+        if instead is not None:
+            gone.add(k)
+            for j, cell in zip(beside, instead, strict=True):
+                cells[j] = cell
+    return [cell for k, cell in enumerate(cells) if k not in gone]
+
+
+def replaced(left: Residual, cell: Cell, beside: list[Cell], kernel: Kernel, level: float) -> list[Cell] | None:
+    """The neighbours fitted without a cell, and the residual with them; None, and the residual as it was, where more is lost than the
+    cell costs."""
+    area = np.concatenate([cell.pixels, *(other.pixels for other in beside)])
+    rows, columns = left.box(area, REFITS * GROWTH + 1)
+    kept = left.movie[rows, columns].copy()
+    left.add(cell)
+    new = beside
+    for _ in range(REFITS):
+        new = sweep(left, new, kernel, level)
+    lost = 0.5 * (energy(left.movie[rows, columns]) - energy(kept) - kept.shape[2])
+    if len(new) == len(beside) and lost < EVENT * cell.n_events:
+        return new
+    left.movie[rows, columns] = kept
+    return None
+
+
+def energy(z: np.ndarray) -> float:
+    return float(np.square(z, dtype=np.float32).sum(dtype=np.float64))

@@ -1,0 +1,244 @@
+"""Footprints and courses of cells in a binned movie: the model's coordinate ascent for light.
+
+    Z(x, t) = sum_k a_k(x) c_k(t) + noise of variance 1,    a_k >= 0, local and connected,    c_k = kernel * activity_k
+
+With R_k = Z - sum_{j != k} a_j y_j, what is left for one cell after the other,
+
+    y_k <- R_k' a_k / ||a_k||^2                        its course by least squares
+    c_k <- non-negative deconvolution of y_k           what of it the kernel explains
+    a_k <- max(0, R_k c_k / ||c_k||^2)                 where that stands out of its noise and hangs together
+
+The residual is kept, with y_k and not c_k taken off: then nothing of what a footprint sees is left in it for others to find, even
+where the kernel is not quite the cell's. Every update touches the cell's own pixels only. Every pixel of Z has mean 0, so courses
+have their means taken off where they explain it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import binary_dilation, convolve, label
+
+from sortcore.optical.ar1 import solve_ar1
+
+BINOMIAL = np.outer([1, 2, 1], [1, 2, 1]) / 16.0
+BINOMIAL_NORM = float(np.sqrt((BINOMIAL**2).sum()))
+EIGHT = np.ones((3, 3), dtype=bool)
+GROWTH = 2  # pixels that a footprint may grow by in one update
+FEWEST_PIXELS = 3
+DIRECTIONS = 8
+EDGE = 0.2  # of its peak, down to which a footprint counts as the cell's body
+QUIET_PERCENTILE = 20.0
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What the course of a cell is taken to be: decay g per bin, and the penalty on activity in sd of the kernel's matched filter."""
+
+    g: float
+    penalty_sd: float = 2.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a binned movie in units of its noise.
+
+    pixels: (n,) indices into H W, increasing; weights: (n,) float32 above 0
+    course: (B,) float32, 0 or more, what the kernel explains; seen: (B,) float32 of mean 0, by least squares
+    """
+
+    pixels: np.ndarray
+    weights: np.ndarray
+    course: np.ndarray
+    seen: np.ndarray
+
+    @property
+    def power(self) -> float:
+        """||a||^2: the course's noise has variance 1 / power."""
+        return float(self.weights @ self.weights)
+
+    @property
+    def area(self) -> int:
+        """Pixels above a fifth of the peak."""
+        return int(np.count_nonzero(self.weights > EDGE * self.weights.max()))
+
+    @property
+    def centred(self) -> np.ndarray:
+        return self.course - self.course.mean()
+
+    @property
+    def gain(self) -> float:
+        """Log likelihood that the cell explains, in nats: half the energy of what the kernel explains."""
+        return 0.5 * self.power * float(self.centred @ self.centred)
+
+    @property
+    def n_events(self) -> int:
+        """Bins in which the course rises."""
+        return int((np.diff(self.course) > 1e-6 * max(float(self.course.max(initial=0)), 1e-30)).sum())
+
+
+@dataclass(frozen=True)
+class Residual:
+    """What is left of a binned movie; z is changed in place.
+
+    z: (P, B) float32 or float16 in sd of the noise; noise: (P,) float32, 0 in pixels that cannot be used; shape: (H, W)
+    """
+
+    z: np.ndarray
+    noise: np.ndarray
+    shape: tuple[int, int]
+
+    @property
+    def usable(self) -> np.ndarray:
+        """(H, W) bool"""
+        return (self.noise > 0).reshape(self.shape)
+
+    @property
+    def movie(self) -> np.ndarray:
+        """(H, W, B), the same memory"""
+        return self.z.reshape(*self.shape, -1)
+
+    def add(self, cell: Cell) -> None:
+        """Give a cell back."""
+        self.z[cell.pixels] += (cell.weights[:, None] * cell.seen).astype(self.z.dtype, copy=False)
+
+    def take(self, cell: Cell) -> None:
+        """Take a cell off."""
+        self.z[cell.pixels] -= (cell.weights[:, None] * cell.seen).astype(self.z.dtype, copy=False)
+
+    def box(self, pixels: np.ndarray, margin: int) -> tuple[slice, slice]:
+        """Rows and columns of the pixels, and so many around."""
+        y, x = np.divmod(pixels, self.shape[1])
+        return (slice(max(0, int(y.min()) - margin), int(min(self.shape[0], y.max() + margin + 1))),
+                slice(max(0, int(x.min()) - margin), int(min(self.shape[1], x.max() + margin + 1))))
+
+
+def deconvolved(y: np.ndarray, noise: float, kernel: Kernel) -> np.ndarray:
+    """(B,) float32 non-negative course of a trace (B,) with white noise of this sd and a free constant baseline."""
+    lam = kernel.penalty_sd * noise / np.sqrt(1 - kernel.g**2)
+    floor = float(np.percentile(y, QUIET_PERCENTILE))
+    for _ in range(3):
+        c, _ = solve_ar1(y - floor, kernel.g, lam)
+        floor = float(np.mean(y - c))
+    return c.astype(np.float32)
+
+
+def local_support(scores: np.ndarray, allowed: np.ndarray, level: float, start: tuple[int, int] | None = None) -> np.ndarray:
+    """(h, w) bool: allowed pixels of scores (h, w) that with their neighbours stand out of noise of sd 1, and hang together with the
+    pixel `start` where that does, else with the largest."""
+    smooth = convolve(np.where(allowed, scores, 0), BINOMIAL, mode="constant") / BINOMIAL_NORM
+    out = (smooth > level) & (scores > 0) & allowed
+    if not out.any():
+        return out
+    parts, _ = label(out, EIGHT)
+    at = start if start is not None and parts[start] else np.unravel_index(np.argmax(np.where(out, smooth, -np.inf)), out.shape)
+    return parts == parts[at]
+
+
+def shaped(left: Residual, rows: slice, columns: slice, course: np.ndarray, allowed: np.ndarray, level: float,
+           start: tuple[int, int] | None = None, around: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and weights of the footprint that a course has in a box of the residual; none where nothing stands out.
+
+    around: (B,) in the movie's units, is taken off every pixel before
+    """
+    z = left.movie[rows, columns].astype(np.float32, copy=False)
+    centred = course - course.mean()
+    energy = float(centred @ centred)
+    if energy <= 0:
+        return np.zeros(0, np.int64), np.zeros(0, np.float32)
+    scores = z @ (centred / np.float32(np.sqrt(energy)))
+    if around is not None:
+        noise = left.noise.reshape(left.shape)[rows, columns]
+        scores -= np.divide(float(around @ centred) / np.sqrt(energy), noise, out=np.zeros_like(noise), where=allowed)
+    y, x = np.nonzero(local_support(scores, allowed, level, start))
+    weights = scores[y, x] / np.float32(np.sqrt(energy))
+    return (y + rows.start) * left.shape[1] + x + columns.start, weights.astype(np.float32)
+
+
+def observed(left: Residual, pixels: np.ndarray, weights: np.ndarray, around: np.ndarray | None = None) -> np.ndarray:
+    """(B,) course of a footprint by least squares, all others being taken off; and what is `around` (B,), in the movie's units."""
+    y = weights @ left.z[pixels].astype(np.float32, copy=False)
+    if around is not None:
+        y -= float((weights / left.noise[pixels]).sum()) * around
+    return y / (weights @ weights)
+
+
+def window(left: Residual, y: float, x: float, width: float) -> tuple[slice, slice]:
+    """Rows and columns around a place where a cell of that width would end."""
+    H, W = left.shape
+    at = int(np.clip(round(y), 0, H - 1)) * W + int(np.clip(round(x), 0, W - 1))
+    return left.box(np.array([at]), int(3 * width + 5))
+
+
+def ring(left: Residual, y: float, x: float, width: float) -> np.ndarray:
+    """(B,) course of the pixels around a cell of that width, in the movie's units: the median over eight directions."""
+    rows, columns = window(left, y, x, width)
+    grid = np.mgrid[rows, columns]
+    far = np.hypot(grid[0] - y, grid[1] - x) > 2 * width + 4
+    direction = (np.arctan2(grid[0] - y, grid[1] - x) / (2 * np.pi) * DIRECTIONS).round().astype(int) % DIRECTIONS
+    noise, z, means = left.noise.reshape(left.shape)[rows, columns], left.movie[rows, columns], []
+    for i in range(DIRECTIONS):
+        here = far & (direction == i) & (noise > 0)
+        if here.any():
+            means.append(noise[here] @ z[here].astype(np.float32, copy=False) / here.sum())
+    return np.median(means, axis=0) if means else np.zeros(z.shape[2], np.float32)
+
+
+def fit_seed(left: Residual, y: float, x: float, width: float, kernel: Kernel, level: float, around: np.ndarray | None = None,
+             rounds: int = 4) -> Cell | None:
+    """The cell at a place of the residual, from a Gaussian of that width; None where there is none.
+
+    around: (B,) what is no cell's, in the movie's units, where the residual still holds it
+    """
+    rows, columns = window(left, y, x, width)
+    allowed, grid = left.usable[rows, columns], np.mgrid[rows, columns]
+    if not allowed.any():
+        return None
+    bump = np.exp(-0.5 * ((grid[0] - y) ** 2 + (grid[1] - x) ** 2) / width**2)
+    pixels, weights = (grid[0] * left.shape[1] + grid[1])[allowed], bump[allowed].astype(np.float32)
+    nearest = np.unravel_index(np.argmax(bump), bump.shape)
+    start = (int(nearest[0]), int(nearest[1]))
+    for _ in range(rounds):
+        course = deconvolved(observed(left, pixels, weights, around), 1 / float(np.sqrt(weights @ weights)), kernel)
+        pixels, weights = shaped(left, rows, columns, course, allowed, level, start, around)
+        if len(pixels) < FEWEST_PIXELS:
+            return None
+    return Cell(pixels, weights, course, observed(left, pixels, weights, around))
+
+
+def updated(left: Residual, cell: Cell, kernel: Kernel, level: float) -> Cell | None:
+    """One round of the coordinate ascent for a cell, which is given back to the residual; None where nothing is left of it."""
+    left.add(cell)
+    course = deconvolved(observed(left, cell.pixels, cell.weights), cell.power**-0.5, kernel)
+    rows, columns = left.box(cell.pixels, GROWTH)
+    near = np.zeros((rows.stop - rows.start, columns.stop - columns.start), dtype=bool)
+    y, x = np.divmod(cell.pixels, left.shape[1])
+    near[y - rows.start, x - columns.start] = True
+    near = binary_dilation(near, EIGHT, iterations=GROWTH) & left.usable[rows, columns]
+    pixels, weights = shaped(left, rows, columns, course, near, level)
+    return Cell(pixels, weights, course, observed(left, pixels, weights)) if len(pixels) >= FEWEST_PIXELS else None
+
+
+def sweep(left: Residual, cells: list[Cell], kernel: Kernel, level: float) -> list[Cell]:
+    """Every cell updated once, in order; those of which nothing is left are gone."""
+    out = []
+    for cell in cells:
+        new = updated(left, cell, kernel, level)
+        if new is not None:
+            left.take(new)
+            out.append(new)
+    return out
+
+
+def footprint_fit(left: Residual, cell: Cell) -> float:
+    """Correlation of a footprint with the picture of its course in the movie less all other cells, within and near it."""
+    rows, columns = left.box(cell.pixels, GROWTH)
+    c = cell.centred
+    picture = left.movie[rows, columns].astype(np.float32, copy=False) @ c / (c @ c)
+    own = np.zeros(picture.shape, np.float32)
+    y, x = np.divmod(cell.pixels, left.shape[1])
+    own[y - rows.start, x - columns.start] = cell.weights
+    picture += own * (float(cell.seen @ c) / float(c @ c))
+    near = binary_dilation(own > 0, EIGHT, iterations=GROWTH) & left.usable[rows, columns]
+    return float(np.corrcoef(own[near], picture[near])[0, 1])
