@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from sortcore.optical.voltage_fit import filter_view, fit_trace
-from sortcore.optical.voltage_network import PRUNED, VoltageNetwork, channels_of, filter_logit, save_voltage_network
-from sortcore.optical.voltage_simulate import SpikeShape, VoltageFiring, VoltageNoise, simulate_voltage
-from sortcore.optical.voltage_waveform import grid_at
+from sortcore.optical.voltage.fit import filter_view, fit_trace
+from sortcore.optical.voltage.network import PRUNED, VoltageNetwork, channels_of, filter_logit, save_voltage_network
+from sortcore.optical.voltage.simulate import SpikeShape, VoltageFiring, VoltageNoise, simulate_voltage
+from sortcore.optical.voltage.waveform import grid_at
 
 SECONDS, CROP, BATCH = 30.0, 64, 256
 LEARNING_RATE = 3e-3

@@ -23,9 +23,9 @@ import numpy as np
 
 import sortcore as sc
 from sortcore.metrics import match_spikes
-from sortcore.optical.voltage_filter import find_spikes, matched_filter
-from sortcore.optical.voltage_noise import noise_of
-from sortcore.optical.voltage_waveform import Grid
+from sortcore.optical.voltage.filter import find_spikes, matched_filter
+from sortcore.optical.voltage.noise import noise_of
+from sortcore.optical.voltage.waveform import Grid
 
 TOLERANCE_S = 0.005
 RATES, SNRS = (400, 1000), (3, 4, 5, 6, 8)

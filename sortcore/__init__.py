@@ -16,14 +16,14 @@ from sortcore.errors import ConfigError, OutputError, ProbeError, RecordingError
 from sortcore.export import load_model, load_result, save_model, save_result
 from sortcore.optical.calcium import CalciumResult, infer_ar1, infer_calcium
 from sortcore.optical.combined import CombinedActivity, infer_combined
-from sortcore.optical.demix import DemixConfig, demix
-from sortcore.optical.movies import open_movie
+from sortcore.optical.movie.demix import DemixConfig, demix
+from sortcore.optical.movie.reading import open_movie
+from sortcore.optical.movie.records import Demixed, MovieResult
+from sortcore.optical.movie.saving import load_movie, save_movie
+from sortcore.optical.movie.sort import MovieConfig, sort_movie
 from sortcore.optical.network import NetworkActivity, infer_network
-from sortcore.optical.records import Demixed, MovieResult
-from sortcore.optical.saving_movie import load_movie, save_movie
-from sortcore.optical.sort_movie import MovieConfig, sort_movie
 from sortcore.optical.stream import CalciumStream
-from sortcore.optical.voltage import VoltageResult, detect_voltage_spikes
+from sortcore.optical.voltage.detect import VoltageResult, detect_voltage_spikes
 from sortcore.phy import export_phy
 from sortcore.probes import load_probe, probe_names
 from sortcore.recording import ArrayRecording, Recording, array_recording, binary_recording

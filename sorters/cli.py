@@ -223,7 +223,7 @@ def info(folder: Annotated[Path, typer.Argument(help="A result folder.")], debug
         from sorters.summary import result_summary
 
         if (folder / "movie.json").is_file():
-            from sortcore.optical.saving_movie import load_movie
+            from sortcore.optical.movie.saving import load_movie
             from sorters.movie import movie_summary
 
             say(movie_summary(load_movie(folder), [("Result", folder)]))

@@ -11,13 +11,13 @@ import numpy as np
 
 from sortcore.archive import write_text, writing
 from sortcore.errors import MissingPackageError
-from sortcore.optical.movies import Movie, look, open_movie, require_movie_rate
-from sortcore.optical.nwb_movie import save_movie_nwb
-from sortcore.optical.plots_movie import save_movie_pictures
-from sortcore.optical.records import MovieResult
-from sortcore.optical.register import Registration, estimate_motion, registered
-from sortcore.optical.saving_movie import save_movie, shifts_table
-from sortcore.optical.suite2p import save_suite2p
+from sortcore.optical.movie.nwb import save_movie_nwb
+from sortcore.optical.movie.plots import save_movie_pictures
+from sortcore.optical.movie.reading import Movie, look, open_movie, require_movie_rate
+from sortcore.optical.movie.records import MovieResult
+from sortcore.optical.movie.register import Registration, estimate_motion, registered
+from sortcore.optical.movie.saving import save_movie, shifts_table
+from sortcore.optical.movie.suite2p import save_suite2p
 from sortcore.optional import require
 from sortcore.progress import bars, silent
 from sorters.console import say
@@ -41,8 +41,8 @@ def sort_movie_file(path: Path, out: Path, fs: float | None = None, *, axes: str
                     channel: int | None = None, decay_s: float | None = None, wanted: Wanted | None = None, overwrite: bool = False,
                     quiet: bool = False) -> str:
     """Sort the movie of a file or folder into a folder; what to say of it. Arguments as those of the command."""
-    from sortcore.optical.demix import DemixConfig
-    from sortcore.optical.sort_movie import MovieConfig, sort_movie
+    from sortcore.optical.movie.demix import DemixConfig
+    from sortcore.optical.movie.sort import MovieConfig, sort_movie
 
     wanted, track = wanted or Wanted(), silent if quiet else bars
     config = MovieConfig(demix=DemixConfig() if decay_s is None else DemixConfig(decay_s=decay_s))

@@ -12,8 +12,8 @@ import numpy as np
 from sortcore.errors import ConfigError, OutputError, SortcoreError
 from sortcore.export import load_result
 from sortcore.metrics import Comparison, compare, spike_trains
-from sortcore.optical.records import MovieResult
-from sortcore.optical.saving_movie import load_movie
+from sortcore.optical.movie.records import MovieResult
+from sortcore.optical.movie.saving import load_movie
 from sortcore.simulate import Simulation
 from sortcore.types import SortingResult
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from sortcore.optical.reading import read_traces, require_rate
-from sortcore.optical.voltage import detect_voltage_spikes
-from sortcore.optical.voltage_plots import plot_voltage
-from sortcore.optical.voltage_saving import save_voltage, voltage_to_nwb, write_estimates_csv, write_spikes_csv
+from sortcore.optical.voltage.detect import detect_voltage_spikes
+from sortcore.optical.voltage.plots import plot_voltage
+from sortcore.optical.voltage.saving import save_voltage, voltage_to_nwb, write_estimates_csv, write_spikes_csv
 from sortcore.progress import bars, silent
 from sorters.outputs import output_folder
 

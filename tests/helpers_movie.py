@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-from sortcore.optical.quality import cell_quality
-from sortcore.optical.records import Background, Demixed, MovieResult
-from sortcore.optical.simulate_movie import MovieSimulation, simulate_movie
+from sortcore.optical.movie.quality import cell_quality
+from sortcore.optical.movie.records import Background, Demixed, MovieResult
+from sortcore.optical.movie.simulate import MovieSimulation, simulate_movie
 from sortcore.types import Spikes
 
 FS = 20.0

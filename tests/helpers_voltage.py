@@ -5,8 +5,8 @@ from itertools import combinations, pairwise, product
 import numpy as np
 from scipy.linalg import toeplitz
 
-from sortcore.optical.voltage_noise import Noise, noise_of
-from sortcore.optical.voltage_waveform import Grid, exposure
+from sortcore.optical.voltage.noise import Noise, noise_of
+from sortcore.optical.voltage.waveform import Grid, exposure
 
 
 def ornstein_noise(fs: float, white: float = 0.04, slow: float = 0.09, seconds: float = 0.005, n: int = 200) -> Noise:

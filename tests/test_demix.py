@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 
 import sortcore as sc
 from sortcore.errors import ConfigError, RecordingError
-from sortcore.optical.simulate_movie import Scene, simulate_movie
+from sortcore.optical.movie.simulate import Scene, simulate_movie
 
 SCENE = Scene(radius_px=4.0, distance_px=7.0)
 FS = 20.0

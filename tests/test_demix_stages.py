@@ -8,15 +8,15 @@ from scipy import sparse
 from scipy.ndimage import gaussian_filter1d
 
 from sortcore.errors import RecordingError
-from sortcore.optical import survey as surveying
-from sortcore.optical.demix_reference import ascend_reference, deconvolve_reference, energy_reference
-from sortcore.optical.evidence import agreement, merged, needed
-from sortcore.optical.footprints import Cell, Kernel, Residual, deconvolved, fit_seed, local_support, observed, sweep
-from sortcore.optical.movies import open_movie
-from sortcore.optical.seeds import HALF, LEVEL, energies, maxima, pool
-from sortcore.optical.surroundings import from_blocks, n_components, nothing, refined, without_background
-from sortcore.optical.survey import Survey, SurveyConfig, survey
-from sortcore.optical.unmixing import resting, unmix
+from sortcore.optical.movie import survey as surveying
+from sortcore.optical.movie.evidence import agreement, merged, needed
+from sortcore.optical.movie.footprints import Cell, Kernel, Residual, deconvolved, fit_seed, local_support, observed, sweep
+from sortcore.optical.movie.reading import open_movie
+from sortcore.optical.movie.reference import ascend_reference, deconvolve_reference, energy_reference
+from sortcore.optical.movie.seeds import HALF, LEVEL, energies, maxima, pool
+from sortcore.optical.movie.surroundings import from_blocks, n_components, nothing, refined, without_background
+from sortcore.optical.movie.survey import Survey, SurveyConfig, survey
+from sortcore.optical.movie.unmixing import resting, unmix
 
 KERNEL = Kernel(0.8)
 
@@ -135,7 +135,7 @@ def test_energies_are_the_slow_ones():
 def test_energies_do_not_depend_on_how_the_field_is_cut(monkeypatch):
     left, _, _ = planted((40, 30), 60)
     whole = energies(left.movie, left.usable, 0.8, 3, surround=True)
-    monkeypatch.setattr("sortcore.optical.seeds.STRIP_BYTES", 1)
+    monkeypatch.setattr("sortcore.optical.movie.seeds.STRIP_BYTES", 1)
     for a, b in zip(whole, energies(left.movie, left.usable, 0.8, 3, surround=True), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 

@@ -16,21 +16,22 @@ LAYERS = (
     {"errors", "types", "version"},
     {"recording", "progress", "workers", "numerics", "medians", "probes", "cluster", "groups", "spectra", "matching", "moving", "bank",
      "follow", "sample", "archive", "steps", "remote", "settings", "optional", "ephys.config", "optical.foreign", "optical.reading",
-     "optical.traces", "optical.tails", "optical.kernels", "optical.kernel", "optical.ar1", "optical.ar2", "optical.voltage_noise",
-     "optical.voltage_waveform", "optical.voltage_filter", "optical.voltage_pursuit", "optical.voltage_history",
-     "optical.voltage_learning", "optical.voltage_evidence", "optical.voltage_guess", "optical.voltage_steps",
-     "optical.voltage_decision", "optical.records", "optical.movies", "optical.survey", "optical.stores", "optical.tiff"},
+     "optical.traces", "optical.tails", "optical.kernels", "optical.kernel", "optical.ar1", "optical.ar2", "optical.voltage.noise",
+     "optical.voltage.waveform", "optical.voltage.filter", "optical.voltage.pursuit", "optical.voltage.history",
+     "optical.voltage.learning", "optical.voltage.evidence", "optical.voltage.guess", "optical.voltage.steps",
+     "optical.voltage.decision", "optical.movie.records", "optical.movie.reading", "optical.movie.survey", "optical.movie.stores",
+     "optical.movie.tiff"},
     {"model", "reference", "cells", "simulate", "metrics", "metrics.sorting", "metrics.trains", "metrics.distances", "metrics.intervals",
-     "optical.indicator", "optical.simulate", "optical.voltage_simulate", "optical.simulate_movie", "optical.footprints",
-     "optical.demix_reference"},
+     "optical.indicator", "optical.simulate", "optical.voltage.simulate", "optical.movie.simulate", "optical.movie.footprints",
+     "optical.movie.reference"},
     {"<stage>"},
-    {"ephys.conclude", "ephys.kept", "ephys.pipeline", "optical.calcium", "optical.combined", "optical.voltage", "optical.voltage_fit",
-     "optical.demix", "optical.sort_movie"},
-    {"export", "phy", "panels", "plots", "plots_probe", "report", "optical.saving", "optical.plots", "optical.voltage_saving",
-     "optical.voltage_plots", "optical.saving_movie", "optical.nwb_movie", "optical.suite2p", "optical.plots_movie"},
+    {"ephys.conclude", "ephys.kept", "ephys.pipeline", "optical.calcium", "optical.combined", "optical.voltage.detect",
+     "optical.voltage.fit", "optical.movie.demix", "optical.movie.sort"},
+    {"export", "phy", "panels", "plots", "plots_probe", "report", "optical.saving", "optical.plots", "optical.voltage.saving",
+     "optical.voltage.plots", "optical.movie.saving", "optical.movie.nwb", "optical.movie.suite2p", "optical.movie.plots"},
 )
 # The package's front doors gather public names and are imported by no module of the engine.
-DOORS = {"", "ephys", "optical"}
+DOORS = {"", "ephys", "optical", "optical.movie", "optical.voltage"}
 OUTSIDE = {"torch", "numpy", "scipy", "numba", "tqdm", "matplotlib", "triton", "tomli", "tomllib", "threadpoolctl"}
 
 

@@ -12,10 +12,10 @@ import tifffile
 from typer.testing import CliRunner, Result
 
 from sortcore.metrics import correlation
-from sortcore.optical.demix import DemixConfig
-from sortcore.optical.saving_movie import load_movie
-from sortcore.optical.simulate_movie import MovieSimulation, Scene, simulate_movie
-from sortcore.optical.sort_movie import sort_movie
+from sortcore.optical.movie.demix import DemixConfig
+from sortcore.optical.movie.saving import load_movie
+from sortcore.optical.movie.simulate import MovieSimulation, Scene, simulate_movie
+from sortcore.optical.movie.sort import sort_movie
 from sorters.cli import app
 
 FS = 20.0

@@ -19,13 +19,13 @@ from scipy import sparse
 from sortcore.archive import writing
 from sortcore.errors import OutputError
 from sortcore.metrics import compare, score_spikes
-from sortcore.optical.nwb_movie import save_movie_nwb
-from sortcore.optical.plots_movie import fit_in_dff, plot_movie, plot_movie_traces, plot_shifts, save_movie_pictures
+from sortcore.optical.movie.nwb import save_movie_nwb
+from sortcore.optical.movie.plots import fit_in_dff, plot_movie, plot_movie_traces, plot_shifts, save_movie_pictures
+from sortcore.optical.movie.records import MovieResult
+from sortcore.optical.movie.register import Registration
+from sortcore.optical.movie.saving import load_movie, movie_to_pynapple, save_movie, shifts_table
+from sortcore.optical.movie.suite2p import NEUROPIL, background_at_cells, save_suite2p
 from sortcore.optical.reading import read_traces
-from sortcore.optical.records import MovieResult
-from sortcore.optical.register import Registration
-from sortcore.optical.saving_movie import load_movie, movie_to_pynapple, save_movie, shifts_table
-from sortcore.optical.suite2p import NEUROPIL, background_at_cells, save_suite2p
 
 
 @pytest.fixture(scope="module")

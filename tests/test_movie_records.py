@@ -10,8 +10,8 @@ from helpers_movie import planted_result
 from scipy import sparse
 
 from sortcore.errors import ModelError
-from sortcore.optical.quality import cell_quality, overlaps
-from sortcore.optical.records import Background, Demixed
+from sortcore.optical.movie.quality import cell_quality, overlaps
+from sortcore.optical.movie.records import Background, Demixed
 from sortcore.types import Spikes
 
 

@@ -14,7 +14,7 @@ import tifffile
 import zarr
 
 from sortcore.errors import ConfigError, RecordingError
-from sortcore.optical.movies import look, open_movie, pieces, require_movie_rate
+from sortcore.optical.movie.reading import look, open_movie, pieces, require_movie_rate
 
 T, H, W = 40, 12, 17
 
@@ -334,7 +334,8 @@ def test_reading_in_pieces_keeps_memory_small(kind: str, tmp_path: Path) -> None
         write(kind, np.random.default_rng(0).integers(0, 255, size, np.uint16), tmp_path)
     finally:
         H, W = before
-    code = (f"import resource, h5py, zarr, tifffile; from sortcore.optical.movies import *; movie = open_movie({str(path)!r}); movie[0:8];"
+    code = (f"import resource, h5py, zarr, tifffile; from sortcore.optical.movie.reading import *; "
+            f"movie = open_movie({str(path)!r}); movie[0:8];"
             "start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             "total = sum(int(movie[part].sum()) for part in pieces(len(movie), movie.shape[1:], 2**22))\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start, total)")

@@ -9,10 +9,10 @@ import pytest
 from scipy import ndimage
 
 from sortcore.errors import ConfigError, ModelError, RecordingError
-from sortcore.optical import register
-from sortcore.optical.movies import open_movie
-from sortcore.optical.register import RegisterConfig, Registration, believed, estimate_motion, in_place, registered
-from sortcore.optical.simulate_movie import Scene, simulate_movie
+from sortcore.optical.movie import register
+from sortcore.optical.movie.reading import open_movie
+from sortcore.optical.movie.register import RegisterConfig, Registration, believed, estimate_motion, in_place, registered
+from sortcore.optical.movie.simulate import Scene, simulate_movie
 
 MOVING = Scene(motion_px=1.5, gain=2.0)
 

@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from sortcore.errors import ConfigError
-from sortcore.optical.simulate_movie import SCENE, Scene, simulate_movie
+from sortcore.optical.movie.simulate import SCENE, Scene, simulate_movie
 
 
 def test_a_movie_is_the_same_for_the_same_seed_and_goes_where_it_is_told() -> None:

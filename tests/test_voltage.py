@@ -6,7 +6,7 @@ import pytest
 import sortcore as sc
 from sortcore.errors import ConfigError, ModelError
 from sortcore.metrics import match_spikes, score_spikes, spike_trains
-from sortcore.optical.voltage_simulate import SpikeShape, VoltageFiring, VoltageNoise, simulate_voltage
+from sortcore.optical.voltage.simulate import SpikeShape, VoltageFiring, VoltageNoise, simulate_voltage
 
 PEAK_S = 0.0008  # of the usual shape, after the onset
 METHODS = ("filter", "network")

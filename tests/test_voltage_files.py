@@ -6,9 +6,9 @@ from typer.testing import CliRunner
 
 import sortcore as sc
 from sortcore.errors import ModelError, OutputError
-from sortcore.optical.voltage_plots import plot_voltage
-from sortcore.optical.voltage_saving import load_voltage, save_voltage, voltage_to_nwb, voltage_to_pynapple
-from sortcore.optical.voltage_simulate import VoltageNoise, simulate_voltage
+from sortcore.optical.voltage.plots import plot_voltage
+from sortcore.optical.voltage.saving import load_voltage, save_voltage, voltage_to_nwb, voltage_to_pynapple
+from sortcore.optical.voltage.simulate import VoltageNoise, simulate_voltage
 from sorters.cli import app
 
 

@@ -7,9 +7,9 @@ import torch
 import sortcore as sc
 from benchmarks import train_voltage
 from sortcore.errors import ConfigError, ModelError
-from sortcore.optical import voltage_fit
-from sortcore.optical.voltage_fit import filter_view, fit_trace
-from sortcore.optical.voltage_network import (
+from sortcore.optical.voltage import fit
+from sortcore.optical.voltage.fit import filter_view, fit_trace
+from sortcore.optical.voltage.network import (
     CHANNELS,
     TRUST,
     WEIGHTS,
@@ -22,8 +22,8 @@ from sortcore.optical.voltage_network import (
     picked,
     save_voltage_network,
 )
-from sortcore.optical.voltage_simulate import VoltageFiring, VoltageNoise, simulate_voltage
-from sortcore.optical.voltage_waveform import grid_at
+from sortcore.optical.voltage.simulate import VoltageFiring, VoltageNoise, simulate_voltage
+from sortcore.optical.voltage.waveform import grid_at
 
 
 def view_of(T: int, seed: int = 0) -> FilterView:
@@ -114,7 +114,7 @@ def test_training_runs_and_its_weights_can_be_used(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["train_voltage", str(out), "--recordings", "2", "--steps", "3"])
     train_voltage.main()
     network = load_voltage_network(out)
-    monkeypatch.setattr(voltage_fit, "load_voltage_network", lambda: network)
+    monkeypatch.setattr(fit, "load_voltage_network", lambda: network)
     made = simulate_voltage(1, 10.0, 400.0, noise=VoltageNoise(snr=8), seed=1)
     result = sc.detect_voltage_spikes(made.traces, 400.0, method="network")
     assert result.method == "network" and len(result.spikes) > 20

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sortcore.errors import ConfigError
-from sortcore.optical.voltage_simulate import SpikeShape, VoltageFiring, VoltageNoise, simulate_voltage, spikes_seen
+from sortcore.optical.voltage.simulate import SpikeShape, VoltageFiring, VoltageNoise, simulate_voltage, spikes_seen
 
 QUIET = VoltageNoise(snr=1e6, subthreshold=0.0, bleaching=0.0)
 

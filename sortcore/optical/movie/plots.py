@@ -10,10 +10,10 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 
 from sortcore.archive import writing
+from sortcore.optical.movie.records import MovieResult
+from sortcore.optical.movie.register import Registration
+from sortcore.optical.movie.saving import movie_events
 from sortcore.optical.plots import plot_calcium, thinned
-from sortcore.optical.records import MovieResult
-from sortcore.optical.register import Registration
-from sortcore.optical.saving_movie import movie_events
 from sortcore.optical.spikes import Events
 from sortcore.panels import COLORS, GREY, counted, say, tidy
 from sortcore.plots import new_figure, save_figure

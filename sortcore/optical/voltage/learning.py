@@ -12,11 +12,11 @@ import numba
 import numpy as np
 from scipy.linalg import toeplitz
 
-from sortcore.optical.voltage_evidence import LEAST_HZ, MOST_HZ, RATE_HZ, RATE_PRIOR_S, Neuron
-from sortcore.optical.voltage_filter import WITHIN_S, Found, MatchedFilter, frames_within
-from sortcore.optical.voltage_noise import Noise
-from sortcore.optical.voltage_pursuit import log_ratio
-from sortcore.optical.voltage_waveform import Grid, exposure
+from sortcore.optical.voltage.evidence import LEAST_HZ, MOST_HZ, RATE_HZ, RATE_PRIOR_S, Neuron
+from sortcore.optical.voltage.filter import WITHIN_S, Found, MatchedFilter, frames_within
+from sortcore.optical.voltage.noise import Noise
+from sortcore.optical.voltage.pursuit import log_ratio
+from sortcore.optical.voltage.waveform import Grid, exposure
 
 BEND, BEND_S, BEND_OVER_S = 0.3, 0.004, 0.0008  # how far a waveform may differ from the generic one, where, and how smoothly
 

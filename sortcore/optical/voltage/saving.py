@@ -12,7 +12,7 @@ import numpy as np
 from sortcore.archive import pack, read_record, write_npz, writing
 from sortcore.errors import OutputError
 from sortcore.optical.saving import UNKNOWN_START
-from sortcore.optical.voltage import VoltageResult
+from sortcore.optical.voltage.detect import VoltageResult
 from sortcore.optional import require
 
 KIND = "voltage spikes"

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import sparse
 from scipy.ndimage import binary_dilation
 
-from sortcore.optical.footprints import EIGHT, GROWTH, Cell, Kernel, Residual, deconvolved, observed, sweep
+from sortcore.optical.movie.footprints import EIGHT, GROWTH, Cell, Kernel, Residual, deconvolved, observed, sweep
 
 EVENT = 6.0
 SAME = 0.9  # correlation of two courses that are one

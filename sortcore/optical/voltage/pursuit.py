@@ -1,4 +1,4 @@
-"""The compiled loops of the voltage front end's matching pursuit; `voltage_filter` says what they compute."""
+"""The compiled loops of the voltage front end's matching pursuit; `filter` says what they compute."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from scipy import sparse
 from sortcore.archive import FORMAT, check_format, explained, pack, read_record, staging, to_disk, to_json, write_npz, write_text
 from sortcore.errors import OutputError
 from sortcore.export import check_free
-from sortcore.optical.records import Background, CellQuality, Demixed, MovieResult
-from sortcore.optical.register import Registration
+from sortcore.optical.movie.records import Background, CellQuality, Demixed, MovieResult
+from sortcore.optical.movie.register import Registration
 from sortcore.optical.spikes import Events
 from sortcore.optional import require
 from sortcore.types import Spikes
@@ -34,7 +34,7 @@ CELL_COLUMNS = (  # of cells.csv: field of the quality or of the demixed cells, 
     ("n_spikes", "n_spikes", "d"), ("rate_hz", "rate_hz", ".4f"), ("noise", "noise", ".6g"), ("tau_rise_s", "tau_rise_s", ".4f"),
     ("tau_decay_s", "tau_decay_s", ".4f"))
 
-README = """A movie sorted by sortcore: K cells, T frames of H x W pixels. Read it with sortcore.optical.saving_movie.load_movie(folder),
+README = """A movie sorted by sortcore: K cells, T frames of H x W pixels. Read it with sortcore.optical.movie.saving.load_movie(folder),
 or with numpy, scipy and json alone: nothing but suite2p's own files is pickled.
 
 footprints.npz        (K, H W) footprints, 0 or more, each with a peak of 1: scipy.sparse.load_npz(...); pictures (K, H, W) are

@@ -15,8 +15,8 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import splu
 
-from sortcore.optical.movies import Movie
-from sortcore.optical.survey import Survey, piece_frames, reader
+from sortcore.optical.movie.reading import Movie
+from sortcore.optical.movie.survey import Survey, piece_frames, reader
 from sortcore.progress import Track, silent
 from sortcore.workers import in_order
 

@@ -11,9 +11,9 @@ import numpy as np
 from scipy.ndimage import maximum_filter1d
 from scipy.signal import oaconvolve
 
-from sortcore.optical.voltage_evidence import Neuron, frame_ratios
-from sortcore.optical.voltage_filter import MatchedFilter, frames_within
-from sortcore.optical.voltage_noise import Noise
+from sortcore.optical.voltage.evidence import Neuron, frame_ratios
+from sortcore.optical.voltage.filter import MatchedFilter, frames_within
+from sortcore.optical.voltage.noise import Noise
 
 RATE_HZ = 0.05
 SIZE = 2.0  # A, in heights of a spike

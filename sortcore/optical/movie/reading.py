@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from sortcore.errors import ConfigError, RecordingError
-from sortcore.optical.stores import Found, open_h5, open_npy, open_nwb, open_zarr
-from sortcore.optical.tiff import SUFFIXES as TIFF_SUFFIXES
-from sortcore.optical.tiff import numbered, open_tiff
+from sortcore.optical.movie.stores import Found, open_h5, open_npy, open_nwb, open_zarr
+from sortcore.optical.movie.tiff import SUFFIXES as TIFF_SUFFIXES
+from sortcore.optical.movie.tiff import numbered, open_tiff
 
 SPACE_LETTERS = {"Y": "H", "X": "W", "F": "T"}  # other names for the same axes
 LONG = 4.0  # a picture is seldom longer than so many times its width

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import maximum_filter1d, uniform_filter1d
 
-from sortcore.optical.voltage_evidence import frame_ratios
-from sortcore.optical.voltage_filter import REFRACTORY_S, WITHIN_S, MatchedFilter, frames_within
-from sortcore.optical.voltage_noise import Noise
+from sortcore.optical.voltage.evidence import frame_ratios
+from sortcore.optical.voltage.filter import REFRACTORY_S, WITHIN_S, MatchedFilter, frames_within
+from sortcore.optical.voltage.noise import Noise
 
 NOISE_SEED, NOISE_S, NOISE_FRAMES = 0, 300.0, 600_000  # of the noise that is made to see what passes
 TAIL_PEAKS = 60

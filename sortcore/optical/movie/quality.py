@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-from sortcore.optical.records import CellQuality, Demixed
+from sortcore.optical.movie.records import CellQuality, Demixed
 from sortcore.types import Spikes
 
 EDGE = 0.2  # of its peak, down to which a pixel counts as the cell's

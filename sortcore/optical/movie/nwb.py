@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sortcore.archive import check_room
-from sortcore.optical.records import MovieResult
+from sortcore.optical.movie.records import MovieResult
 from sortcore.optical.saving import UNKNOWN_START, add_trains, write_nwb
 from sortcore.optional import require
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from sortcore.optical.voltage_evidence import RATE_HZ, Neuron, best_height
-from sortcore.optical.voltage_filter import matched_filter
-from sortcore.optical.voltage_noise import Noise, measure_noise, without_spikes
-from sortcore.optical.voltage_waveform import DECAYS_S, Grid, exposure, generic
+from sortcore.optical.voltage.evidence import RATE_HZ, Neuron, best_height
+from sortcore.optical.voltage.filter import matched_filter
+from sortcore.optical.voltage.noise import Noise, measure_noise, without_spikes
+from sortcore.optical.voltage.waveform import DECAYS_S, Grid, exposure, generic
 
 DETECTABILITIES = np.array([1.7, 2.2, 2.8, 3.5, 4.3, 5.3, 6.6, 8.5, 12.0, 18.0, 30.0])
 NEAR, NEARER = np.array([0.8, 1.0, 1.25]), np.array([0.82, 0.91, 1.0, 1.1, 1.2])

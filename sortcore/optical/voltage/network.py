@@ -22,10 +22,10 @@ from scipy.ndimage import gaussian_filter1d, median_filter
 from torch import nn
 
 from sortcore.errors import ModelError
-from sortcore.optical.voltage_filter import REFRACTORY_S, WITHIN_S, frames_within
-from sortcore.optical.voltage_pursuit import odds_nearby
+from sortcore.optical.voltage.filter import REFRACTORY_S, WITHIN_S, frames_within
+from sortcore.optical.voltage.pursuit import odds_nearby
 
-WEIGHTS = Path(__file__).with_name("voltage_network.npz")
+WEIGHTS = Path(__file__).with_name("network.npz")
 WINDOW_S, LEAST_WINDOW = 0.1, 32
 PRUNED = 8  # one part of so many of a window is left out at each end
 SMOOTH_S, HIGHPASS_S, MEDIAN_S = 0.002, 0.01, 0.015

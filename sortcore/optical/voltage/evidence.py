@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-from sortcore.optical.voltage_filter import REFRACTORY_S, MatchedFilter, frames_within
-from sortcore.optical.voltage_pursuit import CAP, ratio_of
-from sortcore.optical.voltage_waveform import Grid
+from sortcore.optical.voltage.filter import REFRACTORY_S, MatchedFilter, frames_within
+from sortcore.optical.voltage.pursuit import CAP, ratio_of
+from sortcore.optical.voltage.waveform import Grid
 
 RATE_HZ, RATE_PRIOR_S = 5.0, 4.0  # mean of the gamma prior of the rate, and its weight
 LEAST_HZ, MOST_HZ = 0.02, 100.0

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.interpolate import RectBivariateSpline
 from scipy.ndimage import gaussian_filter, median_filter
 
-from sortcore.optical.footprints import Cell, Residual
+from sortcore.optical.movie.footprints import Cell, Residual
 from sortcore.workers import in_order
 
 MOST_COMPONENTS = 32

@@ -17,14 +17,14 @@ import numpy as np
 from scipy import sparse
 
 from sortcore.optical.calcium import CalciumResult, infer_calcium
-from sortcore.optical.evidence import agreement, merged, needed
-from sortcore.optical.footprints import Cell, Kernel, Residual, fit_seed, footprint_fit, ring, sweep
-from sortcore.optical.movies import Movie, open_movie, require_movie_rate
-from sortcore.optical.records import Background, Demixed
-from sortcore.optical.seeds import energies, maxima, n_levels
-from sortcore.optical.surroundings import Surroundings, from_blocks, nothing, refined, smooth_picture, without_background
-from sortcore.optical.survey import Survey, SurveyConfig, survey
-from sortcore.optical.unmixing import resting, unmix
+from sortcore.optical.movie.evidence import agreement, merged, needed
+from sortcore.optical.movie.footprints import Cell, Kernel, Residual, fit_seed, footprint_fit, ring, sweep
+from sortcore.optical.movie.reading import Movie, open_movie, require_movie_rate
+from sortcore.optical.movie.records import Background, Demixed
+from sortcore.optical.movie.seeds import energies, maxima, n_levels
+from sortcore.optical.movie.surroundings import Surroundings, from_blocks, nothing, refined, smooth_picture, without_background
+from sortcore.optical.movie.survey import Survey, SurveyConfig, survey
+from sortcore.optical.movie.unmixing import resting, unmix
 from sortcore.progress import Track, silent
 from sortcore.settings import Checked, setting
 from sortcore.workers import one_thread_each
@@ -55,7 +55,7 @@ def demix(movie: Any, fs: float | None = None, config: DemixConfig = CONFIG, *, 
     """Footprints, traces and activity of the cells of a calcium movie, which are found by themselves.
 
     movie: frames (T, H, W), motion-corrected, any real dtype, NaN where missing: an array, a memory map, a path, or what
-        `sortcore.optical.movies.open_movie` gives; it is read twice, in pieces
+        `sortcore.optical.movie.reading.open_movie` gives; it is read twice, in pieces
     fs: frames per second, where the movie does not say
     config: none of it needs changing
     track: progress, see `sortcore.progress`

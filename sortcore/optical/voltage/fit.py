@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sortcore.optical.voltage_evidence import Neuron, best_height, best_spread, frame_ratios
-from sortcore.optical.voltage_filter import WITHIN_S, Found, MatchedFilter, find_spikes, frames_within, matched_filter, placed, score_spread
-from sortcore.optical.voltage_guess import first_guess
-from sortcore.optical.voltage_history import prior_log_odds
-from sortcore.optical.voltage_learning import relearned
-from sortcore.optical.voltage_network import FilterView, load_voltage_network, network_expected, picked
-from sortcore.optical.voltage_noise import FEWEST_FRAMES, Noise, baseline, filled, measure_noise, without_spikes
-from sortcore.optical.voltage_steps import without_steps
-from sortcore.optical.voltage_waveform import Grid, exposure
+from sortcore.optical.voltage.evidence import Neuron, best_height, best_spread, frame_ratios
+from sortcore.optical.voltage.filter import WITHIN_S, Found, MatchedFilter, find_spikes, frames_within, matched_filter, placed, score_spread
+from sortcore.optical.voltage.guess import first_guess
+from sortcore.optical.voltage.history import prior_log_odds
+from sortcore.optical.voltage.learning import relearned
+from sortcore.optical.voltage.network import FilterView, load_voltage_network, network_expected, picked
+from sortcore.optical.voltage.noise import FEWEST_FRAMES, Noise, baseline, filled, measure_noise, without_spikes
+from sortcore.optical.voltage.steps import without_steps
+from sortcore.optical.voltage.waveform import Grid, exposure
 
 ROUNDS = 2  # of the coordinate ascent
 FACTORS = np.array([0.85, 0.93, 1.0, 1.08, 1.18])

@@ -13,10 +13,10 @@ import numpy as np
 from scipy.ndimage import uniform_filter1d
 
 from sortcore.optical.combined import combine
-from sortcore.optical.demix import DemixConfig, demix
+from sortcore.optical.movie.demix import DemixConfig, demix
+from sortcore.optical.movie.quality import cell_quality
+from sortcore.optical.movie.records import Demixed, MovieResult
 from sortcore.optical.network import infer_network
-from sortcore.optical.quality import cell_quality
-from sortcore.optical.records import Demixed, MovieResult
 from sortcore.optical.spikes import Events, Threshold, find_events
 from sortcore.progress import Track, silent
 from sortcore.settings import Checked, setting
@@ -38,7 +38,7 @@ CONFIG = MovieConfig()
 def sort_movie(movie: Any, fs: float | None = None, config: MovieConfig = CONFIG, *, track: Track = silent) -> MovieResult:
     """Cells, activity and spikes of a calcium movie.
 
-    movie: frames (T, H, W), motion-corrected; an array, a memory map, a path, or what `sortcore.optical.movies.open_movie` gives
+    movie: frames (T, H, W), motion-corrected; an array, a memory map, a path, or what `sortcore.optical.movie.reading.open_movie` gives
     fs: frames per second, where the movie does not say
     Raises RecordingError for what is no movie or holds nothing, ConfigError for settings and an fs out of range.
     """

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from sortcore.archive import staging
-from sortcore.optical.records import MovieResult
+from sortcore.optical.movie.records import MovieResult
 
 NEUROPIL = 0.7  # suite2p's coefficient
 FOLDER = "suite2p/plane0"

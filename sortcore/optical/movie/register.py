@@ -18,7 +18,7 @@ import numpy as np
 from scipy import fft, ndimage
 
 from sortcore.errors import ModelError, RecordingError
-from sortcore.optical.movies import Movie, pieces
+from sortcore.optical.movie.reading import Movie, pieces
 from sortcore.optional import require
 from sortcore.progress import Track, silent
 from sortcore.settings import Checked, setting

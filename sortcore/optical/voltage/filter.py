@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from sortcore.optical.voltage_noise import Noise
-from sortcore.optical.voltage_pursuit import Known, Places, pursue
-from sortcore.optical.voltage_waveform import Grid, exposure
+from sortcore.optical.voltage.noise import Noise
+from sortcore.optical.voltage.pursuit import Known, Places, pursue
+from sortcore.optical.voltage.waveform import Grid, exposure
 
 INTERACTION_S = 0.04  # spikes further apart do not see each other
 WITHIN_S, REFRACTORY_S = 0.0025, 0.0028

@@ -18,7 +18,7 @@ import numpy as np
 
 from sortcore.errors import ConfigError, MissingPackageError, RecordingError
 from sortcore.optical.foreign import readable
-from sortcore.optical.stores import Found
+from sortcore.optical.movie.stores import Found
 from sortcore.optional import require
 
 SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")

@@ -15,7 +15,7 @@ import numba
 import numpy as np
 
 from sortcore.errors import RecordingError
-from sortcore.optical.movies import Movie
+from sortcore.optical.movie.reading import Movie
 from sortcore.progress import Track, silent
 from sortcore.settings import Checked, setting
 from sortcore.workers import in_order

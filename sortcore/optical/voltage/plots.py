@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from sortcore.errors import ModelError
 from sortcore.optical.plots import thinned, unique_labels
-from sortcore.optical.voltage import VoltageResult
+from sortcore.optical.voltage.detect import VoltageResult
 from sortcore.panels import COLORS, GREY, counted, say, tidy
 from sortcore.plots import new_figure
 
