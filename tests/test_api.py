@@ -11,7 +11,8 @@ PUBLIC = """
     ArrayRecording CalciumResult CalciumStream CombinedActivity ConfigError Model NetworkActivity OutputError Preprocessing Priors
     Probe ProbeError Recording
     RecordingError Simulation SortConfig
-    SortcoreError SortingResult Spikes Templates Units array_recording binary_recording deconvolve demo_simulation export_phy
+    SortcoreError SortingResult Spikes Templates Units VoltageResult array_recording binary_recording deconvolve demo_simulation
+    detect_voltage_spikes export_phy
     infer_ar1 infer_calcium infer_combined infer_network load_model load_probe load_result probe_names save_model save_result simulate sort
 """.split()
 
