@@ -1,4 +1,4 @@
-"""Voltage imaging: spikes beside an ideal observer's, and VolPy's published figures.
+"""Voltage imaging: spikes beside an ideal observer's, and VolPy's figures on such traces.
 
     OMP_NUM_THREADS=1 python -m benchmarks.voltage MAKER.py [--seeds 1 2 3] [--traces 10] [--seconds 60]
 

@@ -16,17 +16,18 @@ from sorters.outputs import output_folder
 DRAWN, SHOWN_S = 8, 5.0
 
 
-def detect_in_file(path: Path, fs: float | None, out: Path, *, polarity: str, false_alarms: float | None, nwb: bool, overwrite: bool,
-                   quiet: bool) -> str:
+def detect_in_file(path: Path, fs: float | None, out: Path, *, method: str, polarity: str, false_alarms: float | None, nwb: bool,
+                   overwrite: bool, quiet: bool) -> str:
     """Find the spikes in the traces of a file and write them into a folder; what to say of it.
 
-    fs: frames per second, where the file does not say; polarity: "up", "down" or "auto"
+    fs: frames per second, where the file does not say; method: "filter", "network" or "auto"; polarity: "up", "down" or "auto"
     false_alarms: rate in Hz at which noise alone may pass for a spike; None balances precision and recall
     """
     traces = read_traces(path, fs)
     fs = require_rate(traces)
     with output_folder(out, overwrite) as folder:
-        result = detect_voltage_spikes(traces.values, fs, polarity=polarity, false_alarm_hz=false_alarms, track=silent if quiet else bars)
+        result = detect_voltage_spikes(traces.values, fs, method=method, polarity=polarity, false_alarm_hz=false_alarms,
+                                       track=silent if quiet else bars)
         save_voltage(result, folder / "voltage.npz")
         write_spikes_csv(result, folder / "spikes.csv")
         write_estimates_csv(result, folder / "estimates.csv")
