@@ -11,6 +11,7 @@ import mmap
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
@@ -67,20 +68,26 @@ def reader(movie: Movie) -> Read:
 
     A memory map that lies as it is in its file is read rather than mapped: pages once mapped would count as memory in use.
     """
-    lock, n_pixels, source = threading.Lock(), int(np.prod(movie.shape[1:])), movie.source
-    plain = (isinstance(source, np.memmap) and isinstance(source.base, mmap.mmap) and source.flags.c_contiguous
-             and source.filename is not None and movie.order == (0, 1, 2) and source.ndim == 3)
+    lock, n_pixels, mapped = threading.Lock(), int(np.prod(movie.shape[1:])), plain_map(movie)
 
     def read(start: int, stop: int) -> np.ndarray:
-        if plain:
-            at = source.offset + start * n_pixels * source.dtype.itemsize
-            piece = np.fromfile(source.filename, source.dtype, (stop - start) * n_pixels, offset=at)
+        if mapped is not None:
+            at = mapped.offset + start * n_pixels * mapped.dtype.itemsize
+            piece = np.fromfile(mapped.filename, mapped.dtype, (stop - start) * n_pixels, offset=at)
         else:
             with lock:
                 piece = np.asarray(movie[start:stop])
         return piece.reshape(stop - start, n_pixels).astype(np.float32)
 
     return read
+
+
+def plain_map(movie: Movie) -> Any:
+    """The memory map of a whole file that a movie is, frame after frame; None where it is something else."""
+    source: Any = movie.source
+    under: Any = getattr(source, "base", None)  # a part of a map has the map under it, a whole one its file
+    whole = isinstance(source, np.memmap) and type(under) is mmap.mmap and source.flags.c_contiguous
+    return source if whole and source.filename is not None and source.ndim == 3 and movie.order == (0, 1, 2) else None
 
 
 def piece_frames(n_pixels: int, multiple: int = 1) -> int:
