@@ -17,8 +17,10 @@ from sortcore.export import load_model, load_result, save_model, save_result
 from sortcore.optical.calcium import CalciumResult, infer_ar1, infer_calcium
 from sortcore.optical.combined import CombinedActivity, infer_combined
 from sortcore.optical.demix import DemixConfig, demix
+from sortcore.optical.movies import open_movie
 from sortcore.optical.network import NetworkActivity, infer_network
 from sortcore.optical.records import Demixed, MovieResult
+from sortcore.optical.saving_movie import load_movie, save_movie
 from sortcore.optical.sort_movie import MovieConfig, sort_movie
 from sortcore.optical.stream import CalciumStream
 from sortcore.phy import export_phy
@@ -29,10 +31,10 @@ from sortcore.types import Model, Preprocessing, Priors, Probe, SortingResult, S
 from sortcore.version import __version__ as __version__
 
 __all__ = [
-    "ArrayRecording", "CalciumResult", "CalciumStream", "CombinedActivity", "ConfigError", "DemixConfig", "Demixed", "Model",
-    "MovieConfig", "MovieResult", "NetworkActivity", "OutputError",
-    "Preprocessing", "Priors", "Probe", "ProbeError", "Recording", "RecordingError", "Simulation", "SortConfig", "SortcoreError",
-    "SortingResult", "Spikes", "Templates", "Units", "array_recording", "binary_recording", "deconvolve", "demix", "demo_simulation",
-    "export_phy", "infer_ar1", "infer_calcium", "infer_combined", "infer_network", "load_model", "load_probe", "load_result",
-    "probe_names", "save_model", "save_result", "simulate", "sort", "sort_movie",
+    "ArrayRecording", "CalciumResult", "CalciumStream", "CombinedActivity", "ConfigError", "DemixConfig", "Demixed", "Model", "MovieConfig",
+    "MovieResult", "NetworkActivity", "OutputError", "Preprocessing", "Priors", "Probe", "ProbeError", "Recording", "RecordingError",
+    "Simulation", "SortConfig", "SortcoreError", "SortingResult", "Spikes", "Templates", "Units", "array_recording", "binary_recording",
+    "deconvolve", "demix", "demo_simulation", "export_phy", "infer_ar1", "infer_calcium", "infer_combined", "infer_network", "load_model",
+    "load_movie", "load_probe", "load_result", "open_movie", "probe_names", "save_model", "save_movie", "save_result", "simulate", "sort",
+    "sort_movie",
 ]

@@ -203,10 +203,25 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in FULL:
+        if is_full(error):
             raise OutputError(f"The disk is full: {path} could not be written. Make room, or choose a folder on another disk.") from error
         cause = error.strerror or error
         raise OutputError(f"{path} cannot be written ({cause}). Check the name and its permissions, or choose another.") from error
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a failure to write means that the disk is full, which numpy and HDF5 tell in words of their own."""
+    text = str(error)
+    return error.errno in FULL or "No space left" in text or (error.errno is None and " requested and " in text and " written" in text)
+
+
+def check_room(path: Path, n_bytes: int) -> None:
+    """Raise OutputError where the disk has no room for so much, for files whose writing had better not fail half-way."""
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise OutputError(f"The disk is full: {path} takes about {n_bytes / 1e6:.3g} MB, and {free / 1e6:.3g} MB are free. Make room, or "
+                          "choose a folder on another disk.")
 
 
 @contextmanager

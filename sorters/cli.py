@@ -24,6 +24,7 @@ app = typer.Typer(name="sortcore", no_args_is_help=True, add_completion=False, p
 INPUT = "Raw binary, .npy, a folder with recording.bin and info.json, or whatever SpikeInterface reads."
 FORMAT = "binary, npy, folder, saved, or SpikeInterface's name of a format (spikeglx, openephysbinary, nwb, ...); found out if not given."
 RESUME = "Go on where a sort of the same recording was stopped, and do again only what changed settings ask for; or do all of it again."
+MOVIE = "A motion-corrected movie: .npy, a TIFF stack or a folder of numbered ones, .h5, .zarr or .nwb; time first."
 SORTED = "Result folder, phy folder, .npz with spike_samples and spike_units, or what SpikeInterface loads."
 
 Debug = Annotated[bool, typer.Option("--debug", help="On an error, show where in the code it came from.")]
@@ -221,7 +222,13 @@ def info(folder: Annotated[Path, typer.Argument(help="A result folder.")], debug
         from sortcore.export import load_result
         from sorters.summary import result_summary
 
-        say(result_summary(load_result(folder), [("Result", folder)]))
+        if (folder / "movie.json").is_file():
+            from sortcore.optical.saving_movie import load_movie
+            from sorters.movie import movie_summary
+
+            say(movie_summary(load_movie(folder), [("Result", folder)]))
+        else:
+            say(result_summary(load_result(folder), [("Result", folder)]))
 
 
 @app.command()
@@ -243,6 +250,31 @@ def calcium(
 
         say(deconvolve_file(traces, fs, out, tau_rise, tau_decay, overwrite=overwrite, quiet=quiet, neuropil=neuropil,
                             false_positives=false_positives))
+
+
+@app.command()
+def movie(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help=MOVIE)],
+    out: Annotated[Path, typer.Option(help="Folder for the result; must be new or empty.")],
+    fs: Annotated[float | None, typer.Option(help="Frames per second, where the file does not say.")] = None,
+    axes: Annotated[str | None, typer.Option(help="Order of the axes, THW or HWT, where neither the file nor the shape tells.")] = None,
+    key: Annotated[str | None, typer.Option(help="HDF5, Zarr and NWB: which array, where there are several.")] = None,
+    channel: Annotated[int | None, typer.Option(help="TIFF: which channel, from 0, where there are several.")] = None,
+    register: Annotated[bool, typer.Option("--register", help="Take rigid motion away first, to a fraction of a pixel.")] = False,
+    decay: Annotated[float | None, typer.Option(help="Rough decay time of the indicator in seconds; 0.7 if not given.")] = None,
+    nwb: Annotated[bool | None, typer.Option("--nwb/--no-nwb", help="Write an NWB file; by default if pynwb is there.")] = None,
+    suite2p: Annotated[bool, typer.Option("--suite2p/--no-suite2p", help="Write the files that suite2p writes.")] = True,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Write pictures.")] = True,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Sort a calcium movie: footprints, demixed traces, dF/F, activity, spikes and quality of each cell, in a folder."""
+    with reported(debug):
+        from sorters.movie import Wanted, sort_movie_file
+
+        say(sort_movie_file(source, out, fs, axes=axes, key=key, channel=channel, decay_s=decay,
+                            wanted=Wanted(register, nwb, suite2p, report), overwrite=overwrite, quiet=quiet))
 
 
 @app.command("install-hook")

@@ -12,6 +12,8 @@ import numpy as np
 from sortcore.errors import ConfigError, OutputError, SortcoreError
 from sortcore.export import load_result
 from sortcore.metrics import Comparison, compare, spike_trains
+from sortcore.optical.records import MovieResult
+from sortcore.optical.saving_movie import load_movie
 from sortcore.simulate import Simulation
 from sortcore.types import SortingResult
 
@@ -45,6 +47,8 @@ def read_trains(path: str | Path) -> Trains:
         for folder in (path, path / "sorter_output" / RESULT):
             if (folder / "result.json").is_file():
                 return result_trains(load_result(folder))
+        if (path / "movie.json").is_file():
+            return movie_trains(load_movie(path))
         if (path / "spike_times.npy").is_file():
             return read_phy(path)
         return read_with_spikeinterface(path)
@@ -72,6 +76,11 @@ def truth_trains(simulation: Simulation) -> Trains:
 def result_trains(result: SortingResult) -> Trains:
     """The units of a result that are not labelled noise."""
     return group(result.spikes.samples, result.spikes.units, np.flatnonzero(result.units.label != "noise"), result.fs)
+
+
+def movie_trains(result: MovieResult) -> Trains:
+    """The cells of a sorted movie, in frames."""
+    return group(result.spikes.samples, result.spikes.units, np.arange(result.n_cells), result.fs)
 
 
 def read_phy(folder: Path) -> Trains:

@@ -32,13 +32,18 @@ def result_summary(result: SortingResult, files: Sequence[tuple[str, Path]] = ()
         lines += ["", unit_table(result)]
     else:
         lines.append("No unit was found: no cluster of events stood out of the noise.")
-    if result.timings_s:
-        total = sum(result.timings_s.values())
-        stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.timings_s.items())
-        speed = f", {result.duration_s / total:.1f} x real time" if total > 0 else ""
-        lines += ["", f"{stages}; in all {total:.1f} s{speed}."]
-    lines += [f"{what:<8} {path}" for what, path in files]
-    return "\n".join(lines)
+    return "\n".join([*lines, *ending(result.timings_s, result.duration_s, files)])
+
+
+def ending(timings_s: dict[str, float], duration_s: float, files: Sequence[tuple[str, Path]]) -> list[str]:
+    """The seconds of each stage, and where the files are."""
+    lines = []
+    if timings_s:
+        total = sum(timings_s.values())
+        stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in timings_s.items())
+        speed = f", {duration_s / total:.1f} x real time" if total > 0 else ""
+        lines = ["", f"{stages}; in all {total:.1f} s{speed}."]
+    return lines + [f"{what:<8} {path}" for what, path in files]
 
 
 def unit_table(result: SortingResult) -> str:

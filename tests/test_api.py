@@ -8,11 +8,11 @@ import re
 import sortcore
 
 PUBLIC = """
-    ArrayRecording CalciumResult CalciumStream CombinedActivity ConfigError Model NetworkActivity OutputError Preprocessing Priors
-    Probe ProbeError Recording
-    RecordingError Simulation SortConfig
-    SortcoreError SortingResult Spikes Templates Units array_recording binary_recording deconvolve demo_simulation export_phy
-    infer_ar1 infer_calcium infer_combined infer_network load_model load_probe load_result probe_names save_model save_result simulate sort
+    ArrayRecording CalciumResult CalciumStream CombinedActivity ConfigError DemixConfig Demixed Model MovieConfig MovieResult
+    NetworkActivity OutputError Preprocessing Priors Probe ProbeError Recording RecordingError Simulation SortConfig SortcoreError
+    SortingResult Spikes Templates Units array_recording binary_recording deconvolve demix demo_simulation export_phy infer_ar1
+    infer_calcium infer_combined infer_network load_model load_movie load_probe load_result open_movie probe_names save_model save_movie
+    save_result simulate sort sort_movie
 """.split()
 
 

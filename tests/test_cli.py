@@ -199,7 +199,7 @@ def test_help_is_quick_to_load() -> None:
     code = "import sorters.cli, sys; print(sorted({'torch', 'numba', 'spikeinterface', 'numpy'} & set(sys.modules)))"
     assert python("-c", code).stdout.strip() == "[]"
     assert sortcore("--version").output.strip() == f"sortcore {sorters.__version__}"
-    for command in ("sort", "demo", "probes", "params", "score", "info", "calcium", "install-hook"):
+    for command in ("sort", "demo", "probes", "params", "score", "info", "calcium", "movie", "install-hook"):
         assert sortcore(command, "--help").exit_code == 0
 
 

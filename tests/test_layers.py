@@ -24,7 +24,8 @@ LAYERS = (
     {"<stage>"},
     {"ephys.conclude", "ephys.kept", "ephys.pipeline", "optical.calcium", "optical.combined",
      "optical.demix", "optical.sort_movie"},
-    {"export", "phy", "panels", "plots", "plots_probe", "report", "optical.saving", "optical.plots"},
+    {"export", "phy", "panels", "plots", "plots_probe", "report", "optical.saving", "optical.plots",
+     "optical.saving_movie", "optical.nwb_movie", "optical.suite2p", "optical.plots_movie"},
 )
 # The package's front doors gather public names and are imported by no module of the engine.
 DOORS = {"", "ephys", "optical"}

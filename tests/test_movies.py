@@ -228,6 +228,29 @@ def test_single_pictures_in_numbered_files_are_a_movie(frames: np.ndarray, tmp_p
     np.testing.assert_array_equal(open_movie(tmp_path)[8:13], frames[8:13])
 
 
+def test_a_data_set_of_several_ome_files_is_one_movie(frames: np.ndarray, tmp_path: Path) -> None:
+    """As Micro-Manager writes: each file tells of all of them."""
+    names, halves = ("a_1.ome.tif", "a_2.ome.tif"), (frames[:25], frames[25:])
+    ids = ("urn:uuid:00000000-0000-0000-0000-000000000001", "urn:uuid:00000000-0000-0000-0000-000000000002")
+    first, planes = 0, ""
+    for name, uuid, half in zip(names, ids, halves, strict=True):
+        for i in range(len(half)):
+            planes += f'<TiffData FirstT="{first + i}" IFD="{i}" PlaneCount="1"><UUID FileName="{name}">{uuid}</UUID></TiffData>'
+        first += len(half)
+    for name, uuid, half in zip(names, ids, halves, strict=True):
+        told = (f'<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="{uuid}"><Image ID="Image:0">'
+                f'<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint16" SizeX="{W}" SizeY="{H}" SizeC="1" SizeZ="1" SizeT="{T}">'
+                f'<Channel ID="Channel:0:0" SamplesPerPixel="1"/>{planes}</Pixels></Image></OME>')
+        with tifffile.TiffWriter(tmp_path / name) as file:
+            for i, frame in enumerate(half):
+                file.write(frame, contiguous=False, photometric="minisblack", metadata=None, description=told if i == 0 else None)
+    with tifffile.TiffFile(tmp_path / names[0]) as file:
+        assert file.series[0].is_multifile  # otherwise this tests nothing
+    movie = open_movie(tmp_path)
+    assert movie.shape == (T, H, W)
+    np.testing.assert_array_equal(movie[:], frames)
+
+
 def test_a_channel_of_several_must_be_said(frames: np.ndarray, tmp_path: Path) -> None:
     both = np.stack([frames, frames[::-1]], axis=1)
     path = tmp_path / "two.tif"

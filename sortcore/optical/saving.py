@@ -58,14 +58,37 @@ def save_nwb(events: Events, path: str | Path, *, fs: float, activity: np.ndarra
         module = file.create_processing_module("ophys", "deconvolution of calcium fluorescence")
         module.add(pynwb.TimeSeries(name="activity", data=np.ascontiguousarray(np.asarray(activity).T), unit="a.u.", rate=float(fs),
                                     starting_time=float(start_s), description="spiking activity, (frames, cells)"))
-    sized = bool(len(events))  # NWB cannot hold a column of which every row is empty
+    sizes = [events.sizes[events.cells == k] for k in range(events.n_cells)]
+    add_trains(file, events.trains(), sizes, "spike_sizes", "activity at each spike",
+               {"threshold": ("activity that the cell's spikes exceed", events.thresholds)})
+    return write_nwb(file, path)
+
+
+def add_trains(file: Any, trains: list[np.ndarray], sizes: list[np.ndarray], sized_as: str, means: str,
+               columns: dict[str, tuple[str, np.ndarray]], observed_s: list[list[float]] | None = None) -> None:
+    """Add K spike trains in seconds to the units of an NWB file, with the size of each spike.
+
+    sized_as, means: name and description of the sizes; columns: by name, description and a number for each cell
+    observed_s: from when to when
+    """
+    sized = any(len(train) for train in trains)  # NWB cannot hold a column of which every row is empty
     if sized:
-        file.add_unit_column("spike_sizes", "activity at each spike", index=True)
-    if events.n_cells:
-        file.add_unit_column("threshold", "activity that the cell's spikes exceed")
-    for k, train in enumerate(events.trains()):
-        sizes = {"spike_sizes": events.sizes[events.cells == k]} if sized else {}
-        file.add_unit(id=k, threshold=float(events.thresholds[k]), **({"spike_times": train} if sized else {}), **sizes)
+        file.add_unit_column(sized_as, means, index=True)
+    for name, (description, _) in columns.items():
+        if trains:
+            file.add_unit_column(name, description)
+    for k, train in enumerate(trains):
+        values: dict[str, Any] = {name: float(numbers[k]) for name, (_, numbers) in columns.items()}
+        if sized:
+            values |= {"spike_times": train, sized_as: sizes[k]}
+        if observed_s is not None:
+            values["obs_intervals"] = observed_s
+        file.add_unit(id=k, **values)
+
+
+def write_nwb(file: Any, path: Path) -> Path:
+    """Write an NWB file that is there as a whole or not at all. Raises OutputError where that cannot be."""
+    pynwb = require("pynwb")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.stem}.{os.getpid()}.part.nwb")

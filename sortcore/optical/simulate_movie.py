@@ -135,7 +135,7 @@ def draw_cells(rng: np.random.Generator, n_cells: int, shape: tuple[int, int], e
 
 def rim(away: np.ndarray, radius: float) -> np.ndarray:
     """1 within a radius, 0 beyond, soft between."""
-    return 1 / (1 + np.exp((away - radius) / 0.08))
+    return 1 / (1 + np.exp(np.minimum((away - radius) / 0.08, 50)))
 
 
 def smooth_field(rng: np.random.Generator, shape: tuple[int, int], size_px: float) -> np.ndarray:

@@ -108,7 +108,7 @@ def read_pages(path: Path, channel: int | None) -> Pages:
     tifffile = require("tifffile")
     if not path.is_file():
         raise RecordingError(f"There is no file {path}.")
-    with readable(path), complaints(path), tifffile.TiffFile(path) as file:
+    with readable(path), complaints(path), open_alone(tifffile, path) as file:
         series = max(file.series, key=lambda s: s.size)
         lead = frame_axes(path, series)
         chosen = pick(path, lead, channel)
@@ -131,6 +131,17 @@ def read_pages(path: Path, channel: int | None) -> Pages:
             raise RecordingError(f"{path} is cut short: its frames take {end} bytes, but it has {path.stat().st_size}. Copy or export it "
                                  "again.")
     return Pages(path, plain, places[chosen.wanted], shape, dtype, fs)
+
+
+@contextmanager
+def open_alone(tifffile: Any, path: Path) -> Iterator[Any]:
+    """The open file, and where it is one of several of an OME data set, without the others: these are given as files of their own."""
+    with tifffile.TiffFile(path) as file:
+        if not any(series.is_multifile for series in file.series):
+            yield file
+            return
+    with tifffile.TiffFile(path, is_ome=False) as file:
+        yield file
 
 
 @dataclass(frozen=True)
@@ -179,9 +190,7 @@ def complaints(path: Path) -> Iterator[None]:
     handler = logging.Handler()
     handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("tifffile")
-    before = logger.propagate
     logger.addHandler(handler)
-    logger.propagate = False
     try:
         yield
     except (ValueError, RuntimeError, IndexError) as error:
@@ -189,7 +198,6 @@ def complaints(path: Path) -> Iterator[None]:
                              "export it again.") from error
     finally:
         logger.removeHandler(handler)
-        logger.propagate = before
     broken = [text for text in heard if any(word in text for word in BROKEN)]
     if broken:
         raise RecordingError(f"{path} is cut short or damaged ({broken[0]}). Copy or export it again.")
