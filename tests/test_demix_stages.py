@@ -346,3 +346,11 @@ def test_traces_are_weighted_least_squares_of_every_frame():
     assert alone.traces.shape == (0, T) and alone.courses.shape == (0, T)
     np.testing.assert_allclose(resting(seen, sparse.csr_array(a), mean - a.T @ np.array([3.0, 8.0])), [3, 8], rtol=1e-3)
     assert (resting(seen, sparse.csr_array(a), mean + a[0]) >= 0).all()
+
+
+def test_a_mapped_file_is_read_as_it_is_and_parts_of_it_as_they_are(tmp_path):
+    movie = noisy_movie(40, dtype=np.uint16)[0]
+    np.save(tmp_path / "movie.npy", movie)
+    mapped = np.load(tmp_path / "movie.npy", mmap_mode="r")
+    for source, truth in ((mapped, movie), (mapped[5:], movie[5:]), (mapped[::2], movie[::2])):
+        np.testing.assert_array_equal(surveying.reader(open_movie(source))(3, 9), truth[3:9].reshape(6, -1))

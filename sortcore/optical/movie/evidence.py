@@ -4,7 +4,8 @@ The pixels of a footprint are dealt into two halves like the fields of a chessbo
 that of the other, however well each fits itself: their agreement has variance 1.
 
 A cell costs what its events cost, EVENT nats each: where and how large each is must be said. Two cells that touch are one where the
-weaker's course is the stronger's but for less than that; a cell goes where its neighbours, fitted anew without it, lose less.
+weaker's course is the stronger's but for less than that; a cell goes where its neighbours, fitted anew without it, lose less than that
+or than a small share of what it explained, since no footprint is exact.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ EVENT = 6.0
 SAME = 0.9  # correlation of two courses that are one
 SIMILAR = 0.3  # below this they are two, however noisy
 TOUCH = 2  # pixels between two cells that may be one
+SPARE = 0.1  # share of what a mixture explains that its neighbours may fail to explain without it
+COVERED = 0.5  # share of a footprint in pixels of others, above which it may be a mixture of them
 REFITS = 4  # rounds in which the neighbours of a cell take its place
 
 
@@ -102,34 +105,58 @@ def joined(left: Residual, strong: Cell, weak: Cell) -> Cell:
 
 
 def needed(left: Residual, cells: list[Cell], kernel: Kernel, level: float) -> list[Cell]:
-    """Cells without those that their neighbours can do without, tried from the weakest on; the residual follows."""
+    """Cells without those that their neighbours can do without; the residual follows.
+
+    The weakest are tried first. Then those that lie within others for the most part, as a mixture of two cells does, the easiest to
+    spare first.
+    """
     cells = sorted(cells, key=lambda cell: -cell.gain)
     near, gone = neighbours(left, cells, 0), set()
-    for k in range(len(cells) - 1, -1, -1):
+
+    def tried(k: int, cost: float, trial: bool = False) -> float:
         beside = [j for j in near[k] if j not in gone]
-        instead = replaced(left, cells[k], [cells[j] for j in beside], kernel, level) if beside else None
+        lost, instead = replaced(left, cells[k], [cells[j] for j in beside], kernel, level, 0.0 if trial else cost)
         if instead is not None:
             gone.add(k)
             for j, cell in zip(beside, instead, strict=True):
                 cells[j] = cell
+        return lost / max(cost, 1e-12)
+
+    for k in range(len(cells) - 1, -1, -1):
+        tried(k, EVENT * cells[k].n_events)
+    mixed = [k for k, cell in enumerate(cells) if k not in gone and SPARE * cell.gain > EVENT * cell.n_events
+             and covered(cell, [cells[j] for j in near[k] if j not in gone]) > COVERED]
+    for _, k in sorted((tried(k, SPARE * cells[k].gain, trial=True), k) for k in mixed):
+        tried(k, SPARE * cells[k].gain)
     return [cell for k, cell in enumerate(cells) if k not in gone]
 
 
-def replaced(left: Residual, cell: Cell, beside: list[Cell], kernel: Kernel, level: float) -> list[Cell] | None:
-    """The neighbours fitted without a cell, and the residual with them; None, and the residual as it was, where more is lost than the
-    cell costs."""
-    area = np.concatenate([cell.pixels, *(other.pixels for other in beside)])
-    rows, columns = left.box(area, REFITS * GROWTH + 1)
+def covered(cell: Cell, beside: list[Cell]) -> float:
+    """Share of a footprint that lies in pixels of others."""
+    if not beside:
+        return 0.0
+    shared = np.isin(cell.pixels, np.concatenate([other.pixels for other in beside]))
+    return float(np.square(cell.weights[shared]).sum()) / cell.power
+
+
+def replaced(left: Residual, cell: Cell, beside: list[Cell], kernel: Kernel, level: float, cost: float) -> tuple[float, list[Cell] | None]:
+    """What is lost when its neighbours take a cell's place, in nats; and they, where that is less than the cost.
+
+    The residual is then with them, else as it was.
+    """
+    if not beside:
+        return np.inf, None
+    rows, columns = left.box(np.concatenate([cell.pixels, *(other.pixels for other in beside)]), REFITS * GROWTH + 1)
     kept = left.movie[rows, columns].copy()
     left.add(cell)
     new = beside
     for _ in range(REFITS):
         new = sweep(left, new, kernel, level)
     lost = 0.5 * (energy(left.movie[rows, columns]) - energy(kept) - kept.shape[2])
-    if len(new) == len(beside) and lost < EVENT * cell.n_events:
-        return new
+    if len(new) == len(beside) and lost < cost:
+        return lost, new
     left.movie[rows, columns] = kept
-    return None
+    return lost, None
 
 
 def energy(z: np.ndarray) -> float:

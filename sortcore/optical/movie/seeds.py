@@ -21,7 +21,7 @@ from sortcore.workers import in_order
 LEVEL = 2.0  # sd of the score's noise
 HALF = 2  # half width of the Gaussian's window
 WEIGHTS = np.exp(-0.5 * np.arange(-HALF, HALF + 1) ** 2).astype(np.float32)
-STRIP_BYTES = 2**26
+STRIP_BYTES, MOST_BYTES = 2**26, 2**28
 APART = 2.5  # widths of the Gaussian that two places of one reading lie apart
 NOTHING, NO_MASK = np.zeros((0, 0, 0), np.float32), np.zeros((0, 0), np.float32)
 
@@ -52,10 +52,10 @@ def energies(z: np.ndarray, usable: np.ndarray, decay: float, levels: int, *, su
     """
     H, W, B = z.shape
     block = 1 << (levels - 1 + 2 * surround)
-    height = max(1, STRIP_BYTES // (4 * W * B * block)) * block
+    height, halo = max(1, STRIP_BYTES // (4 * W * B * block)) * block, (2 if surround else HALF + 1) * block
 
     def one(start: int) -> list[np.ndarray]:
-        top, bottom = max(0, start - (HALF + 1) * block), min(H, start + height + (HALF + 1) * block)
+        top, bottom = max(0, start - halo), min(H, start + height + halo)
         stop = min(start + height, H)
         pyramid = [(z[top:bottom].astype(np.float32, copy=False), usable[top:bottom].astype(np.float32))]
         for _ in range(1, levels + 2 * surround):
@@ -67,7 +67,8 @@ def energies(z: np.ndarray, usable: np.ndarray, decay: float, levels: int, *, su
             out.append(energy_rows(*pyramid[level], *around, decay, first, last))
         return out
 
-    parts = list(in_order(one, range(0, H, height)))
+    heavy = 4 * W * B * (height + 2 * halo) > MOST_BYTES  # then one strip at a time is enough for the memory
+    parts = list(in_order(one, range(0, H, height), 1 if heavy else None))
     return [np.concatenate([part[level] for part in parts]) for level in range(levels)]
 
 

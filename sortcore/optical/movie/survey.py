@@ -7,9 +7,11 @@ only their traces are read off the movie itself.
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
@@ -62,15 +64,30 @@ class Survey:
 
 
 def reader(movie: Movie) -> Read:
-    """A function of start and stop that gives these frames as (frames, P) float32, one thread at a time."""
-    lock, n_pixels = threading.Lock(), int(np.prod(movie.shape[1:]))
+    """A function of start and stop that gives these frames as (frames, P) float32, one thread at a time.
+
+    A memory map that lies as it is in its file is read rather than mapped: pages once mapped would count as memory in use.
+    """
+    lock, n_pixels, mapped = threading.Lock(), int(np.prod(movie.shape[1:])), plain_map(movie)
 
     def read(start: int, stop: int) -> np.ndarray:
-        with lock:
-            piece = np.asarray(movie[start:stop])
-        return piece.reshape(len(piece), n_pixels).astype(np.float32)
+        if mapped is not None:
+            at = mapped.offset + start * n_pixels * mapped.dtype.itemsize
+            piece = np.fromfile(mapped.filename, mapped.dtype, (stop - start) * n_pixels, offset=at)
+        else:
+            with lock:
+                piece = np.asarray(movie[start:stop])
+        return piece.reshape(stop - start, n_pixels).astype(np.float32)
 
     return read
+
+
+def plain_map(movie: Movie) -> Any:
+    """The memory map of a whole file that a movie is, frame after frame; None where it is something else."""
+    source: Any = movie.source
+    under: Any = getattr(source, "base", None)  # a part of a map has the map under it, a whole one its file
+    whole = isinstance(source, np.memmap) and type(under) is mmap.mmap and source.flags.c_contiguous
+    return source if whole and source.filename is not None and source.ndim == 3 and movie.order == (0, 1, 2) else None
 
 
 def piece_frames(n_pixels: int, multiple: int = 1) -> int:
