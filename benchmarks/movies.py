@@ -29,11 +29,11 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.optimize import linear_sum_assignment
 
 import sortcore as sc
-from sortcore.optical.demix import find_cells
-from sortcore.optical.movies import open_movie
-from sortcore.optical.simulate_movie import MovieSimulation, Scene, simulate_movie
-from sortcore.optical.survey import survey
-from sortcore.optical.unmixing import unmix
+from sortcore.optical.movie.demix import find_cells
+from sortcore.optical.movie.reading import open_movie
+from sortcore.optical.movie.simulate import MovieSimulation, Scene, simulate_movie
+from sortcore.optical.movie.survey import survey
+from sortcore.optical.movie.unmixing import unmix
 
 FOUND, SMOOTH_S, OVERLAP = 0.6, 0.2, 0.1
 SUITE2P = """
