@@ -24,6 +24,7 @@ import sortcore as sc
 from benchmarks.report import markdown
 from sortcore import matching
 from sortcore.ephys import detect, preprocess
+from sortcore.ephys.pipeline import Clock
 from sortcore.numerics import BLOCK, pick_device
 from sortcore.recording import Recording
 from sortcore.spectra import Spectra
@@ -34,24 +35,22 @@ SIZE = 4096  # of the large matrix product on a card; a quarter of it on a proce
 
 @dataclass
 class Tally:
-    """What was done when: (seconds since the start, operations, bytes read)."""
+    """Operations and bytes read since the last stage ended, and of each stage that has."""
 
-    start: float = field(default_factory=time.perf_counter)
-    done: list[tuple[float, float, float]] = field(default_factory=list)
+    operations: float = 0.0
+    read: float = 0.0
+    stages: dict[str, tuple[float, float]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, operations: float, read: float = 0.0) -> None:
         with self.lock:
-            self.done.append((time.perf_counter() - self.start, operations, read))
+            self.operations += operations
+            self.read += read
 
-    def of_stages(self, seconds: dict[str, float]) -> dict[str, tuple[float, float]]:
-        """Operations and bytes of each stage, from how long the stages took one after another."""
-        names, ends = list(seconds), np.cumsum(list(seconds.values()))
-        out = dict.fromkeys(names, (0.0, 0.0))
-        for when, operations, read in self.done:
-            name = names[min(int(np.searchsorted(ends, when)), len(names) - 1)]
-            out[name] = (out[name][0] + operations, out[name][1] + read)
-        return out
+    def end(self, stage: str) -> None:
+        with self.lock:
+            self.stages[stage] = self.operations, self.read
+            self.operations = self.read = 0.0
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def counted(tally: Tally) -> Iterator[None]:
         (preprocess, "fft_filter", filter_operations), (matching, "correlation", score_operations),
         (detect, "correlate", detect_operations),
     ]
-    before = [getattr(module, name) for module, name, _ in watched]
+    before, lap = [getattr(module, name) for module, name, _ in watched], Clock.lap
 
     def counting(work: Callable[..., Any], operations: Callable[..., float]) -> Callable[..., Any]:
         def wrapped(*given: Any) -> Any:
@@ -104,13 +103,19 @@ def counted(tally: Tally) -> Iterator[None]:
             return work(*given)
         return wrapped
 
+    def ending(clock: Clock, stage: str) -> None:
+        tally.end(stage)
+        lap(clock, stage)
+
     for (module, name, operations), work in zip(watched, before, strict=True):
         setattr(module, name, counting(work, operations))
+    setattr(Clock, "lap", ending)  # noqa: B010  a method is not assigned to otherwise
     try:
         yield
     finally:
         for (module, name, _), work in zip(watched, before, strict=True):
             setattr(module, name, work)
+        setattr(Clock, "lap", lap)  # noqa: B010
 
 
 def product_rate(device: torch.device, seconds: float = 1.0) -> float:
@@ -144,7 +149,7 @@ def sort_counted(recording: Recording, probe: sc.Probe, device: str) -> tuple[sc
     tally = Tally()
     with counted(tally):
         result = sc.sort(Watched(recording, tally), probe, device=device, progress=False)
-    return result, tally.of_stages(result.timings_s)
+    return result, tally.stages
 
 
 def table(result: sc.SortingResult, done: dict[str, tuple[float, float]], rate: float) -> str:
