@@ -24,6 +24,7 @@ from sortcore.optical.movie.sort import MovieConfig, sort_movie
 from sortcore.optical.network import NetworkActivity, infer_network
 from sortcore.optical.stream import CalciumStream
 from sortcore.optical.voltage.detect import VoltageResult, detect_voltage_spikes
+from sortcore.optical.voltage.movie import VoltageMovie, sort_voltage_movie
 from sortcore.phy import export_phy
 from sortcore.probes import load_probe, probe_names
 from sortcore.recording import ArrayRecording, Recording, array_recording, binary_recording
@@ -34,8 +35,9 @@ from sortcore.version import __version__ as __version__
 __all__ = [
     "ArrayRecording", "CalciumResult", "CalciumStream", "CombinedActivity", "ConfigError", "DemixConfig", "Demixed", "Model",
     "MovieConfig", "MovieResult", "NetworkActivity", "OutputError", "Preprocessing", "Priors", "Probe", "ProbeError", "Recording",
-    "RecordingError", "Simulation", "SortConfig", "SortcoreError", "SortingResult", "Spikes", "Templates", "Units", "VoltageResult",
-    "array_recording", "binary_recording", "deconvolve", "demix", "demo_simulation", "detect_voltage_spikes", "export_phy", "infer_ar1",
-    "infer_calcium", "infer_combined", "infer_network", "load_model", "load_movie", "load_probe", "load_result", "open_movie",
-    "probe_names", "save_model", "save_movie", "save_result", "simulate", "sort", "sort_movie",
+    "RecordingError", "Simulation", "SortConfig", "SortcoreError", "SortingResult", "Spikes", "Templates", "Units", "VoltageMovie",
+    "VoltageResult", "array_recording", "binary_recording", "deconvolve", "demix", "demo_simulation", "detect_voltage_spikes",
+    "export_phy", "infer_ar1", "infer_calcium", "infer_combined", "infer_network", "load_model", "load_movie", "load_probe",
+    "load_result", "open_movie", "probe_names", "save_model", "save_movie", "save_result", "simulate", "sort", "sort_movie",
+    "sort_voltage_movie",
 ]

@@ -254,9 +254,12 @@ def calcium(
 
 @app.command()
 def voltage(
-    traces: Annotated[Path, typer.Argument(metavar="TRACES", help="Traces: .npy, .npz, .csv, a suite2p folder, CaImAn .hdf5 or .nwb.")],
+    traces: Annotated[Path, typer.Argument(metavar="TRACES", help="Traces: .npy, .npz, .csv, a suite2p folder, CaImAn .hdf5 or .nwb; "
+                                                                  "or with --movie a motion-corrected movie.")],
     out: Annotated[Path, typer.Option(help="Folder for the result; must be new or empty.")],
     fs: Annotated[float | None, typer.Option(help="Frames per second, where the file does not say.")] = None,
+    movie: Annotated[bool, typer.Option("--movie", help="TRACES is a movie; its cells go to cells.npz.")] = False,
+    footprints: Annotated[Path | None, typer.Option(help="Footprints of the movie's cells, .npy or .npz, instead.")] = None,
     method: Annotated[str, typer.Option(help="filter, network, or auto, which is the one that finds more.")] = "auto",
     polarity: Annotated[str, typer.Option(help="up, down (indicators that dim as voltage rises), or auto.")] = "auto",
     false_alarms: Annotated[float | None, typer.Option(help="Rate in Hz at which noise alone may pass for a spike; if not given, "
@@ -270,8 +273,8 @@ def voltage(
     with reported(debug):
         from sorters.voltage import detect_in_file
 
-        say(detect_in_file(traces, fs, out, method=method, polarity=polarity, false_alarms=false_alarms, nwb=nwb,
-                           overwrite=overwrite, quiet=quiet))
+        say(detect_in_file(traces, fs, out, movie=movie, footprints=footprints, method=method, polarity=polarity,
+                           false_alarms=false_alarms, nwb=nwb, overwrite=overwrite, quiet=quiet))
 
 
 @app.command()

@@ -10,9 +10,9 @@ import sortcore
 PUBLIC = """
     ArrayRecording CalciumResult CalciumStream CombinedActivity ConfigError DemixConfig Demixed Model MovieConfig MovieResult
     NetworkActivity OutputError Preprocessing Priors Probe ProbeError Recording RecordingError Simulation SortConfig SortcoreError
-    SortingResult Spikes Templates Units VoltageResult array_recording binary_recording deconvolve demix demo_simulation
+    SortingResult Spikes Templates Units VoltageMovie VoltageResult array_recording binary_recording deconvolve demix demo_simulation
     detect_voltage_spikes export_phy infer_ar1 infer_calcium infer_combined infer_network load_model load_movie load_probe load_result
-    open_movie probe_names save_model save_movie save_result simulate sort sort_movie
+    open_movie probe_names save_model save_movie save_result simulate sort sort_movie sort_voltage_movie
 """.split()
 
 

@@ -26,7 +26,7 @@ LAYERS = (
      "optical.movie.reference"},
     {"<stage>"},
     {"ephys.conclude", "ephys.kept", "ephys.pipeline", "optical.calcium", "optical.combined", "optical.voltage.detect",
-     "optical.voltage.fit", "optical.movie.demix", "optical.movie.sort"},
+     "optical.voltage.fit", "optical.voltage.movie", "optical.movie.demix", "optical.movie.sort"},
     {"export", "phy", "panels", "plots", "plots_probe", "report", "optical.saving", "optical.plots", "optical.voltage.saving",
      "optical.voltage.plots", "optical.movie.saving", "optical.movie.nwb", "optical.movie.suite2p", "optical.movie.plots"},
 )
