@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse
 from scipy.ndimage import binary_dilation
 
-from sortcore.optical.movie.footprints import EIGHT, GROWTH, Cell, Kernel, Residual, deconvolved, observed, sweep
+from sortcore.optical.movie.footprints import EIGHT, GROWTH, Cell, Kernel, Residual, deconvolved, observed, single, sweep
 
 EVENT = 6.0
 SAME = 0.9  # correlation of two courses that are one
@@ -28,7 +28,7 @@ REFITS = 4  # rounds in which the neighbours of a cell take its place
 def agreement(left: Residual, cell: Cell, kernel: Kernel, around: np.ndarray | None = None) -> float:
     """How far the two halves of a cell's pixels agree, in sd of what they would in noise; `around` as in `fit_seed`."""
     y, x = np.divmod(cell.pixels, left.shape[1])
-    z = left.z[cell.pixels].astype(np.float32, copy=False) + cell.weights[:, None] * cell.seen
+    z = single(left.z[cell.pixels]) + cell.weights[:, None] * cell.seen
     if around is not None:
         z -= around / left.noise[cell.pixels, None]
     halves = [(z[part], cell.weights[part]) for part in ((y + x) % 2 == 0, (y + x) % 2 == 1)]
@@ -97,7 +97,7 @@ def joined(left: Residual, strong: Cell, weak: Cell) -> Cell:
     left.add(strong)
     left.add(weak)
     pixels, c = np.union1d(strong.pixels, weak.pixels), strong.centred
-    weights = left.z[pixels].astype(np.float32, copy=False) @ c / (c @ c)
+    weights = single(left.z[pixels]) @ c / (c @ c)
     pixels, weights = pixels[weights > 0], weights[weights > 0]
     new = Cell(pixels, weights, strong.course, observed(left, pixels, weights))
     left.take(new)

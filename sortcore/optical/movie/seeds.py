@@ -16,6 +16,7 @@ import numba
 import numpy as np
 from scipy.ndimage import maximum_filter
 
+from sortcore.optical.movie.footprints import single
 from sortcore.workers import in_order
 
 LEVEL = 2.0  # sd of the score's noise
@@ -57,14 +58,14 @@ def energies(z: np.ndarray, usable: np.ndarray, decay: float, levels: int, *, su
     def one(start: int) -> list[np.ndarray]:
         top, bottom = max(0, start - halo), min(H, start + height + halo)
         stop = min(start + height, H)
-        pyramid = [(z[top:bottom].astype(np.float32, copy=False), usable[top:bottom].astype(np.float32))]
+        pyramid = [(single(z[top:bottom]), usable[top:bottom].astype(np.float32))]
         for _ in range(1, levels + 2 * surround):
             pyramid.append(pool(*pyramid[-1]))
         out = []
         for level in range(levels):
             first, last = (start - top) >> level, -(-(stop - top) // (1 << level))
-            around = pyramid[level + 2] if surround else (NOTHING, NO_MASK)
-            out.append(energy_rows(*pyramid[level], *around, decay, first, last))
+            (pooled, mask), (around, around_mask) = pyramid[level], pyramid[level + 2] if surround else (NOTHING, NO_MASK)
+            out.append(energy_rows(pooled, mask, around, around_mask, decay, first, last))
         return out
 
     heavy = 4 * W * B * (height + 2 * halo) > MOST_BYTES  # then one strip at a time is enough for the memory

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.interpolate import RectBivariateSpline
 from scipy.ndimage import gaussian_filter, median_filter
 
-from sortcore.optical.movie.footprints import Cell, Residual
+from sortcore.optical.movie.footprints import Cell, Residual, single, stored
 from sortcore.workers import in_order
 
 MOST_COMPONENTS = 32
@@ -72,7 +72,7 @@ def refined(left: Residual, around: Surroundings, smoothing: float, *, courses: 
     more = np.zeros_like(around.fields)
 
     def one(part: slice) -> None:
-        more[:, part] = (left.z[part].astype(np.float32, copy=False) @ onto * left.noise[part, None]).T
+        more[:, part] = (single(left.z[part]) @ onto * left.noise[part, None]).T
 
     list(in_order(one, strips(left)))
     share = np.maximum(gaussian_filter(left.usable.astype(np.float32), smoothing, mode="nearest"), 1e-6)
@@ -85,7 +85,7 @@ def refined(left: Residual, around: Surroundings, smoothing: float, *, courses: 
     whitened = in_noise(fields, left)
     projected = np.zeros(around.courses.shape)
     for part in strips(left):
-        projected += whitened[:, part] @ left.z[part].astype(np.float32, copy=False)
+        projected += whitened[:, part] @ single(left.z[part])
     later = (inverse(whitened.astype(np.float64) @ whitened.T) @ projected).astype(np.float32)
     change(left, fields, later)
     return Surroundings(fields, around.courses + later)
@@ -108,7 +108,7 @@ def change(left: Residual, fields: np.ndarray, courses: np.ndarray) -> None:
     whitened = in_noise(fields, left)
 
     def one(part: slice) -> None:
-        left.z[part] -= (whitened[:, part].T @ courses).astype(left.z.dtype, copy=False)
+        left.z[part] = stored(single(left.z[part]) - whitened[:, part].T @ courses, left.z.dtype)
 
     list(in_order(one, strips(left)))
 
@@ -189,7 +189,7 @@ def block_medians(left: Residual, before: Surroundings, free: np.ndarray, ys: np
             here = np.s_[ys[i] : ys[i + 1], xs[j] : xs[j + 1]]
             chosen = free[here] if free[here].mean() >= ENOUGH else noise[here] > 0
             if chosen.any():
-                values = movie[here][chosen].astype(np.float32, copy=False) * noise[here][chosen][:, None]
+                values = single(movie[here][chosen]) * noise[here][chosen][:, None]
                 values += fields[(slice(None), *here)][:, chosen].T @ before.courses
                 out[j] = np.median(values, axis=0)
         return out
