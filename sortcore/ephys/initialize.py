@@ -6,6 +6,8 @@ few principal components. Whitened noise keeps sigma = 1 in every such component
 
 from __future__ import annotations
 
+from functools import cache
+
 import numba
 import numpy as np
 
@@ -60,10 +62,16 @@ def off_centre(snippets: np.ndarray, profile: np.ndarray) -> np.ndarray:
 
 def centred(snippets: np.ndarray, delays: np.ndarray) -> np.ndarray:
     """Snippets (S, M, D) each moved forward by one of DELAYS (S,)."""
-    out, forward = np.empty_like(snippets), shift(np.eye(snippets.shape[2], dtype=np.float32), -DELAYS)
+    out, forward = np.empty_like(snippets), movers(snippets.shape[2])
     for i in np.unique(delays):
         out[delays == i] = snippets[delays == i] @ forward[i]
     return out
+
+
+@cache
+def movers(d: int) -> np.ndarray:
+    """(DELAYS, D, D) matrices that move a waveform (D,) forward by each delay when it is multiplied with them."""
+    return shift(np.eye(d, dtype=np.float32), -DELAYS)
 
 
 def take(x: np.ndarray, samples: np.ndarray, channels: np.ndarray, before: int, after: int) -> np.ndarray:
