@@ -115,6 +115,8 @@ def needed(left: Residual, cells: list[Cell], kernel: Kernel, level: float) -> l
 
     def tried(k: int, cost: float, trial: bool = False) -> float:
         beside = [j for j in near[k] if j not in gone]
+        if 0.5 * cells[k].gain * (1 - replaceable(cells[k], [cells[j] for j in beside])) > cost:
+            return np.inf
         lost, instead = replaced(left, cells[k], [cells[j] for j in beside], kernel, level, 0.0 if trial else cost)
         if instead is not None:
             gone.add(k)
@@ -129,6 +131,22 @@ def needed(left: Residual, cells: list[Cell], kernel: Kernel, level: float) -> l
     for _, k in sorted((tried(k, SPARE * cells[k].gain, trial=True), k) for k in mixed):
         tried(k, SPARE * cells[k].gain)
     return [cell for k, cell in enumerate(cells) if k not in gone]
+
+
+def replaceable(cell: Cell, beside: list[Cell]) -> float:
+    """Share of what a cell explains that others could, about, by footprints like its own or by courses like its own; up to 1.
+
+    It spares the trial for cells that have next to nothing in common with their neighbours.
+    """
+    share = 0.0
+    for other in beside:
+        _, own, theirs = np.intersect1d(cell.pixels, other.pixels, assume_unique=True, return_indices=True)
+        share += float(cell.weights[own] @ other.weights[theirs]) ** 2 / (cell.power * other.power)
+    if share < 1 and beside:
+        courses = np.array([other.centred for other in beside]).T
+        rest = cell.centred - courses @ np.linalg.lstsq(courses, cell.centred, rcond=None)[0]
+        share += 1 - float(rest @ rest) / max(float(cell.centred @ cell.centred), 1e-30)
+    return min(share, 1.0)
 
 
 def covered(cell: Cell, beside: list[Cell]) -> float:
