@@ -2,9 +2,10 @@
 
     python -m benchmarks.gpu [--device cuda] [--channels 384] [--seconds 300] [--out FOLDER]
 
-Simulates half a minute of a Neuropixels probe, writes it to a file again and again until the recording is long enough, and
-sorts that file from reading to curated units. Prints how many times real time that is, each stage against the device's rates, the
-most memory that was held on the device, whether two runs give the same bytes, and how many spikes are the same on the CPU.
+Simulates half a minute of a Neuropixels probe, writes it to a file again and again, in noise of its own each time, until the recording
+is long enough, and sorts that file from reading to curated units. Prints how many times real time that is, each stage against the
+device's rates, the most memory that was held on the device, whether two runs give the same bytes, and how many spikes are the same on
+the CPU.
 Needs torch, numpy, scipy and numba alone. `--device cpu` tries it all where there is no GPU.
 """
 
@@ -21,10 +22,10 @@ import torch
 
 import sortcore as sc
 from benchmarks.operations import product_rate, sort_counted, synchronize, table
+from benchmarks.scaling import SIMULATED_S, write_long
 from sortcore import metrics
 from sortcore.numerics import pick_device
 
-SIMULATED_S = 30.0
 SAME_MS = 0.1  # two spikes so close are one
 
 
@@ -32,11 +33,8 @@ def build(folder: Path, n_channels: int, seconds: float, seed: int = 0) -> tuple
     """A file of simulated data, repeated, and its probe."""
     probe = sc.load_probe("neuropixels1")
     probe = probe.select(np.arange(min(n_channels, probe.n_channels)))
-    made = sc.simulate(probe, min(SIMULATED_S, seconds), max(2, int(0.6 * probe.n_channels)), seed=seed)
     path = folder / "recording.bin"
-    with path.open("wb") as file:
-        for _ in range(max(1, round(seconds / SIMULATED_S))):
-            made.data.tofile(file)
+    made = write_long(path, probe, max(2, int(0.6 * probe.n_channels)), seconds, seed)
     return sc.binary_recording(path, probe.n_channels, made.fs, "int16", made.gain_uv), probe
 
 

@@ -2,8 +2,9 @@
 
     python -m benchmarks.scaling [--durations 30 120 480 1200] [--channels 32 96 192 384] [--out FOLDER]
 
-Half a minute of a Neuropixels probe, or of its first channels, is simulated and written to a file again and again until it is
-long enough; the file is sorted by a process of its own. Processor time is that of all its threads, memory the most it held.
+Half a minute of a Neuropixels probe, or of its first channels, is simulated and written to a file again and again, each time with
+noise of its own, until it is long enough; the file is sorted by a process of its own. Processor time is that of all its threads,
+memory the most it held.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from benchmarks.report import markdown
 from sortcore.types import Probe
 
 SIMULATED_S = 30.0
+FRESH = 2.0  # noise added each time, over the simulation's own: the same noise again and again would be taken for cells
 CHANNELS, SECONDS = 32, 60.0  # held where the other is varied
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -46,11 +48,8 @@ def first_contacts(n: int) -> Probe:
 
 def measure(n_channels: int, seconds: float, folder: Path) -> Cost:
     """Simulate, write and sort one recording."""
-    made = sc.simulate(first_contacts(n_channels), min(SIMULATED_S, seconds), max(2, n_channels // 2), seed=n_channels)
     path = folder / "recording.bin"
-    with path.open("wb") as file:
-        for _ in range(max(1, round(seconds / SIMULATED_S))):
-            made.data.tofile(file)
+    write_long(path, first_contacts(n_channels), max(2, n_channels // 2), seconds, n_channels)
     command = [sys.executable, "-m", "benchmarks.scaling", "--sort", str(path), "--channels", str(n_channels)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT) as child:
         assert child.stdout is not None
@@ -61,6 +60,20 @@ def measure(n_channels: int, seconds: float, folder: Path) -> Cost:
     if child.returncode:
         raise RuntimeError(f"The sort of {n_channels} channels and {seconds:g} s ended with status {child.returncode}.")
     return Cost(n_channels, seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, json.loads(said)["units"])
+
+
+def write_long(path: Path, probe: Probe, n_units: int, seconds: float, seed: int) -> sc.Simulation:
+    """Write a recording in which the same cells fire the same trains every half minute, in other noise; that half minute."""
+    louder = np.hypot(1.0, FRESH)  # so that the cells' sizes are as always, over all the noise
+    made = sc.simulate(probe, min(SIMULATED_S, seconds), n_units, snr=(5.0 * louder, 20.0 * louder), seed=seed)
+    rng, size = np.random.default_rng(seed), int(made.fs)
+    with path.open("wb") as file:
+        for _ in range(max(1, round(seconds / SIMULATED_S))):
+            for start in range(0, len(made.data), size):
+                part = made.data[start : start + size]
+                noise = rng.standard_normal(part.shape, dtype=np.float32) * np.float32(FRESH * made.noise_uv / made.gain_uv)
+                np.clip(np.rint(part + noise), -32768, 32767).astype(np.int16).tofile(file)
+    return made
 
 
 def sort_file(path: Path, n_channels: int) -> None:

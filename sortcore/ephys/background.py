@@ -65,7 +65,7 @@ def unit_probability(scores: np.ndarray, threshold: float) -> np.ndarray:
     counts, x = np.bincount((above / BIN).astype(int), minlength=len(edges)).astype(float), np.arange(len(edges)) * BIN + BIN / 2
     middle = float(np.median(above))
     width = float(np.log(mad(above) + 0.3))
-    alone = descend(lambda q: -counts @ log_unit(x, q[0], np.exp(q[1])), [middle, width])
+    alone = descend(lambda q: -counts @ log_unit(x, q[0], np.exp(np.clip(q[1], -2.0, 4.0))), [middle, width])
     mixed = descend(lambda q: -counts @ np.logaddexp(*log_parts(x, q)), [middle, width, 1.0, 0.0])
     mean, std = mixed[0][0], np.exp(mixed[0][1])
     if alone[1] - mixed[1] < np.log(len(scores)) or mean < std:  # two more parameters; or a unit that is hardly above the threshold
