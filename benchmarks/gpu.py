@@ -25,11 +25,12 @@ from benchmarks.operations import product_rate, sort_counted, synchronize, table
 from benchmarks.scaling import SIMULATED_S, write_long
 from sortcore import metrics
 from sortcore.numerics import pick_device
+from sortcore.recording import BinaryRecording
 
 SAME_MS = 0.1  # two spikes so close are one
 
 
-def build(folder: Path, n_channels: int, seconds: float, seed: int = 0) -> tuple[sc.ArrayRecording | object, sc.Probe]:
+def build(folder: Path, n_channels: int, seconds: float, seed: int = 0) -> tuple[BinaryRecording, sc.Probe]:
     """A file of simulated data, repeated, and its probe."""
     probe = sc.load_probe("neuropixels1")
     probe = probe.select(np.arange(min(n_channels, probe.n_channels)))
@@ -91,8 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
         recording, probe = build(Path(temporary), a.channels, a.seconds)
         print(f"{name}, torch {torch.__version__}; {recording.n_channels} channels, {recording.n_samples / recording.fs:.0f} s, "
               f"written in {time.perf_counter() - start:.0f} s.\n{rates(device, recording.path)}", flush=True)
-        short = sc.binary_recording(recording.path, recording.n_channels, recording.fs, "int16", recording.gain_uv)
-        short = sc.array_recording(short.read(0, int(a.compare_seconds * recording.fs)), recording.fs, recording.gain_uv)
+        short = sc.array_recording(recording.read(0, int(a.compare_seconds * recording.fs)), recording.fs, recording.gain_uv)
         one, two = (sc.sort(short, probe, device=a.device, progress=False) for _ in range(2))
         start = time.perf_counter()
         there = sc.sort(short, probe, device="cpu", progress=False)

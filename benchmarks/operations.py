@@ -2,8 +2,8 @@
 
     python -m benchmarks.operations RECORDING [--device auto]
 
-RECORDING is a folder as in `python -m benchmarks`. The operations that are counted are those of filtering, whitening in space,
-detecting and scoring templates; what is left of a stage's time is the greedy pursuit, clustering, tests and reading.
+RECORDING is a folder as in `python -m benchmarks`. The operations that are counted are those of filtering, detecting
+and scoring templates; what is left of a stage's time is whitening in space, the greedy pursuit, clustering, tests and reading.
 """
 
 from __future__ import annotations

@@ -103,11 +103,26 @@ def to_disk(file: IO[Any]) -> None:
 
 def write_whole(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
     """Write an .npz that is there as a whole or not at all; rows of zeros take no room. Raises OutputError where that fails."""
+    with whole(path) as part:
+        write_npz(part, thinned(arrays), meta)
+
+
+def save_record(record: Any, path: str | Path, kind: str) -> Path:
+    """Save a record to one compressed .npz, whole; the same record gives the same bytes. Raises OutputError where that fails."""
+    path = Path(path)
+    with whole(path) as part:
+        write_npz(part, *pack(record, kind), compress=True)
+    return path
+
+
+@contextmanager
+def whole(path: Path, suffix: str = PART) -> Iterator[Path]:
+    """A name to write to: the file is at `path` when all of it is written, and not before. Raises OutputError where that fails."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.stem}.{os.getpid()}{PART}")
+        part = path.with_name(f".{path.stem}.{os.getpid()}{suffix}")
         try:
-            write_npz(part, thinned(arrays), meta)
+            yield part
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)

@@ -19,13 +19,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sortcore.archive import FORMAT, check_format, explained, pack, read_record, staging, to_json, write_npz, write_text, writing
+from sortcore.archive import (
+    FORMAT,
+    check_format,
+    explained,
+    pack,
+    read_record,
+    save_record,
+    staging,
+    to_json,
+    write_npz,
+    write_text,
+    writing,
+)
 from sortcore.errors import OutputError
 from sortcore.types import FitLog, Model, Motion, SortingResult, Spikes, Units
 
@@ -128,15 +139,7 @@ def save_model(model: Model, path: str | Path) -> Path:
     path = Path(path)
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give the name of a file, such as {path / 'model.npz'}.")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            write_npz(part, *pack(model, "model"), compress=True)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    return path
+    return save_record(model, path, "model")
 
 
 def load_model(path: str | Path) -> Model:

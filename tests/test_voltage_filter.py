@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from helpers_voltage import all_placements, covariance, exact_posterior, log_density, ornstein_noise, placed
 
+from sortcore.optical.traces import filled
 from sortcore.optical.voltage.decision import balanced_threshold, coloured_noise, expected_quality, noise_threshold
 from sortcore.optical.voltage.evidence import RATE_HZ, RATE_PRIOR_S, Neuron, best_spread, frame_ratios, log_partition, rate_and_evidence
 from sortcore.optical.voltage.filter import find_spikes, matched_filter, score_spread
 from sortcore.optical.voltage.guess import first_guess, points_down
 from sortcore.optical.voltage.history import burst_kernel, prior_log_odds, slow_rate
 from sortcore.optical.voltage.learning import relearned
-from sortcore.optical.voltage.noise import baseline, filled, measure_noise, noise_of, without_spikes
+from sortcore.optical.voltage.noise import baseline, measure_noise, noise_of, without_spikes
 from sortcore.optical.voltage.pursuit import log_ratio
 from sortcore.optical.voltage.steps import noise_energy, step_templates, without_steps
 from sortcore.optical.voltage.waveform import DECAYS_S, Grid, exposure, generic, grid_at

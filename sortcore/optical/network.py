@@ -26,7 +26,8 @@ from scipy.stats import nbinom
 from torch import nn
 
 from sortcore.errors import ModelError
-from sortcore.optical.traces import check_traces
+from sortcore.optical.traces import check_traces, filled
+from sortcore.optical.weights import load_weights, save_weights
 from sortcore.progress import Track, silent
 
 WEIGHTS = Path(__file__).with_name("calcium_network.npz")
@@ -236,15 +237,6 @@ def says_something(trace: np.ndarray) -> bool:
     return len(finite) >= MIN_FRAMES and bool(np.ptp(finite) > 0)
 
 
-def filled(trace: np.ndarray) -> np.ndarray:
-    """(T,) with missing frames on the line between their neighbours."""
-    missing = np.isnan(trace)
-    if not missing.any():
-        return trace
-    at = np.arange(len(trace))
-    return np.interp(at, at[~missing], trace[~missing])
-
-
 def run(network: CalciumNetwork, traces: np.ndarray, features: np.ndarray, fs: float) -> tuple[np.ndarray, np.ndarray]:
     """mu (B, T) and log v (B,) of standardised traces (B, 3, T)."""
     n_frames = traces.shape[2]
@@ -264,16 +256,9 @@ def count_interval(mean: np.ndarray, variance: np.ndarray, level: float) -> tupl
 @lru_cache(maxsize=4)
 def load_network(path: Path = WEIGHTS) -> CalciumNetwork:
     """The network with the weights of an .npz file of plain arrays. Raises ModelError where they do not fit."""
-    network = CalciumNetwork()
-    own = network.state_dict()
-    with np.load(path, allow_pickle=False) as stored:
-        if {name: stored[name].shape for name in stored.files} != {name: tuple(value.shape) for name, value in own.items()}:
-            raise ModelError(f"{path} does not hold this network's weights; train them again with benchmarks/train_calcium.py.")
-        network.load_state_dict({name: torch.from_numpy(stored[name].astype(np.float32)) for name in stored.files})
-    return network.eval().requires_grad_(False)
+    return load_weights(CalciumNetwork(), path, "benchmarks/train_calcium.py")
 
 
 def save_network(network: CalciumNetwork, path: Path) -> None:
     """The weights as an .npz file of plain float32 arrays."""
-    arrays = {name: value.detach().cpu().numpy() for name, value in network.state_dict().items()}
-    np.savez_compressed(path, **arrays)
+    save_weights(network, path)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sortcore.archive import pack, read_record, write_npz, writing
+from sortcore.archive import read_record, save_record, whole
 from sortcore.errors import ModelError, OutputError
 from sortcore.optical.spikes import Events
 from sortcore.optional import require
@@ -23,16 +22,7 @@ def save_events(events: Events, path: str | Path) -> Path:
 
     Raises OutputError where the file cannot be written.
     """
-    path = Path(path)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            write_npz(part, *pack(events, KIND), compress=True)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    return path
+    return save_record(events, path, KIND)
 
 
 def load_events(path: str | Path) -> Events:
@@ -89,15 +79,8 @@ def add_trains(file: Any, trains: list[np.ndarray], sizes: list[np.ndarray], siz
 def write_nwb(file: Any, path: Path) -> Path:
     """Write an NWB file that is there as a whole or not at all. Raises OutputError where that cannot be."""
     pynwb = require("pynwb")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.stem}.{os.getpid()}.part.nwb")
-        try:
-            with pynwb.NWBHDF5IO(str(part), "w") as io:
-                io.write(file)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+    with whole(path, ".part.nwb") as part, pynwb.NWBHDF5IO(str(part), "w") as io:
+        io.write(file)
     return path
 
 

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from sortcore.errors import ConfigError, ModelError
+from sortcore.optical.traces import filled
 from sortcore.optical.voltage.decision import balanced_threshold, expected_quality, noise_threshold
 from sortcore.optical.voltage.fit import Fitted, by_network, fit_trace, spike_part
 from sortcore.optical.voltage.guess import points_down
-from sortcore.optical.voltage.noise import FEWEST_FRAMES, baseline, filled
+from sortcore.optical.voltage.noise import FEWEST_FRAMES, baseline
 from sortcore.optical.voltage.waveform import Grid, grid_at
 from sortcore.progress import Track, silent
 from sortcore.types import Spikes

@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sortcore.optical.traces import filled
 from sortcore.optical.voltage.evidence import Neuron, best_height, best_spread, frame_ratios
 from sortcore.optical.voltage.filter import WITHIN_S, Found, MatchedFilter, find_spikes, frames_within, matched_filter, placed, score_spread
 from sortcore.optical.voltage.guess import first_guess
 from sortcore.optical.voltage.history import prior_log_odds
 from sortcore.optical.voltage.learning import relearned
 from sortcore.optical.voltage.network import FilterView, load_voltage_network, network_expected, picked
-from sortcore.optical.voltage.noise import FEWEST_FRAMES, Noise, baseline, filled, measure_noise, without_spikes
+from sortcore.optical.voltage.noise import FEWEST_FRAMES, Noise, baseline, measure_noise, without_spikes
 from sortcore.optical.voltage.steps import without_steps
 from sortcore.optical.voltage.waveform import Grid, exposure
 

@@ -21,9 +21,9 @@ import torch
 from scipy.ndimage import gaussian_filter1d, median_filter
 from torch import nn
 
-from sortcore.errors import ModelError
 from sortcore.optical.voltage.filter import REFRACTORY_S, WITHIN_S, frames_within
 from sortcore.optical.voltage.pursuit import odds_nearby
+from sortcore.optical.weights import load_weights, save_weights
 
 WEIGHTS = Path(__file__).with_name("network.npz")
 WINDOW_S, LEAST_WINDOW = 0.1, 32
@@ -152,15 +152,9 @@ def pick(log_p: np.ndarray, within: int, refractory: int, least: float) -> tuple
 @lru_cache(maxsize=4)
 def load_voltage_network(path: Path = WEIGHTS) -> VoltageNetwork:
     """The network with the weights of an .npz file of plain arrays. Raises ModelError where they do not fit."""
-    network = VoltageNetwork()
-    own = network.state_dict()
-    with np.load(path, allow_pickle=False) as stored:
-        if {name: stored[name].shape for name in stored.files} != {name: tuple(value.shape) for name, value in own.items()}:
-            raise ModelError(f"{path} does not hold this network's weights; train them again with benchmarks/train_voltage.py.")
-        network.load_state_dict({name: torch.from_numpy(stored[name].astype(np.float32)) for name in stored.files})
-    return network.eval().requires_grad_(False)
+    return load_weights(VoltageNetwork(), path, "benchmarks/train_voltage.py")
 
 
 def save_voltage_network(network: VoltageNetwork, path: Path) -> None:
     """The weights as an .npz file of plain float32 arrays."""
-    np.savez_compressed(path, **{name: value.detach().cpu().numpy() for name, value in network.state_dict().items()})
+    save_weights(network, path)

@@ -113,12 +113,3 @@ def baseline(y: np.ndarray, fs: float) -> np.ndarray:
         level = np.concatenate([[level[0] - slope[0] * centres[0]], level, [level[-1] + slope[1] * (len(y) - 1 - centres[-1])]])
         centres = np.concatenate([[0.0], centres, [len(y) - 1.0]])
     return np.interp(np.arange(len(y)), centres, level)
-
-
-def filled(y: np.ndarray) -> np.ndarray:
-    """(T,) with missing frames on the line between their neighbours."""
-    missing = np.isnan(y)
-    if not missing.any():
-        return y
-    at = np.arange(len(y))
-    return np.interp(at, at[~missing], y[~missing])

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sortcore.archive import pack, read_record, write_npz, writing
+from sortcore.archive import read_record, save_record
 from sortcore.errors import OutputError
-from sortcore.optical.saving import UNKNOWN_START
+from sortcore.optical.saving import UNKNOWN_START, add_trains, write_nwb
 from sortcore.optical.voltage.detect import VoltageResult
 from sortcore.optional import require
 
@@ -22,16 +21,7 @@ ESTIMATES = ("noise", "detectability", "amplitude_spread", "rate_hz", "threshold
 
 def save_voltage(result: VoltageResult, path: str | Path) -> Path:
     """Save a result to one .npz, whole. The same result gives the same bytes. Raises OutputError where the file cannot be written."""
-    path = Path(path)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            write_npz(part, *pack(result, KIND), compress=True)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    return path
+    return save_record(result, path, KIND)
 
 
 def load_voltage(path: str | Path) -> VoltageResult:
@@ -66,24 +56,11 @@ def voltage_to_nwb(result: VoltageResult, path: str | Path, *, start_s: float = 
     module = file.create_processing_module("ophys", "voltage imaging")
     module.add(pynwb.TimeSeries(name="subthreshold", data=np.ascontiguousarray(np.atleast_2d(result.subthreshold).T), unit="a.u.",
                                 rate=float(result.fs), starting_time=float(start_s), description="without spikes, (frames, traces)"))
-    sized = bool(len(result.spikes))  # NWB cannot hold a column of which every row is empty
-    if sized:
-        file.add_unit_column("spike_probabilities", "of each spike to be one", index=True)
-    file.add_unit_column("detectability", "mean score of a spike over the score's standard deviation in noise")
-    for k in range(result.n_traces):
-        mine = result.spikes.units == k
-        own = {"spike_times": start_s + result.times_s[mine], "spike_probabilities": result.probabilities[mine]} if sized else {}
-        file.add_unit(id=k, detectability=float(result.detectability[k]), **own)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.stem}.{os.getpid()}.part.nwb")
-        try:
-            with pynwb.NWBHDF5IO(str(part), "w") as io:
-                io.write(file)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    return path
+    mine = result.spikes.by_unit(result.n_traces)
+    add_trains(file, [start_s + result.times_s[m] for m in mine], [result.probabilities[m] for m in mine], "spike_probabilities",
+               "of each spike to be one",
+               {"detectability": ("mean score of a spike over the score's standard deviation in noise", result.detectability)})
+    return write_nwb(file, path)
 
 
 def voltage_to_pynapple(result: VoltageResult, start_s: float = 0.0) -> Any:
