@@ -16,6 +16,7 @@ from sortcore.optical.movie.reference import ascend_reference, deconvolve_refere
 from sortcore.optical.movie.seeds import HALF, LEVEL, energies, maxima, pool
 from sortcore.optical.movie.surroundings import from_blocks, n_components, nothing, refined, without_background
 from sortcore.optical.movie.survey import Survey, SurveyConfig, survey
+from sortcore.optical.movie.touching import sweep_side_by_side, waves
 from sortcore.optical.movie.unmixing import resting, unmix
 
 KERNEL = Kernel(0.8)
@@ -187,6 +188,22 @@ def test_the_ascent_is_the_slow_one():
         np.testing.assert_allclose(cell.seen, expected_y[k], atol=2e-3)
         np.testing.assert_allclose(cell.weights, expected_a[k][cell.pixels], atol=2e-3)
     np.testing.assert_allclose(left.z, z - expected_a.T @ expected_y, atol=5e-3)
+
+
+def test_cells_side_by_side_are_the_same_as_one_after_the_other():
+    places = tuple((y, x, 1.5) for y in range(6, 60, 9) for x in range(6, 60, 7 + y % 3))
+    left, a, _ = planted((64, 64), 200, places=places)
+    cells = as_cells(left, a)
+    sets = waves(left, cells)
+    assert sorted(k for one in sets for k in one) == list(range(len(cells))) and 1 < len(sets) < len(cells) / 2
+    other, more = Residual(left.z.copy(), left.noise, left.shape), list(cells)
+    for _ in range(3):
+        cells, more = sweep_side_by_side(left, cells, KERNEL, 2.5), sweep(other, more, KERNEL, 2.5)
+    np.testing.assert_array_equal(left.z, other.z)
+    for one, two in zip(cells, more, strict=True):
+        np.testing.assert_array_equal(one.pixels, two.pixels)
+        np.testing.assert_array_equal(one.weights, two.weights)
+    assert waves(left, []) == [] and sweep_side_by_side(left, [], KERNEL, 2.5) == []
 
 
 def step(left, cell):

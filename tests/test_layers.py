@@ -24,7 +24,7 @@ LAYERS = (
      "optical.movie.tiff"},
     {"model", "reference", "cells", "simulate", "metrics", "metrics.sorting", "metrics.trains", "metrics.distances", "metrics.intervals",
      "optical.indicator", "optical.simulate", "optical.voltage.simulate", "optical.movie.simulate", "optical.movie.footprints",
-     "optical.movie.reference"},
+     "optical.movie.touching", "optical.movie.reference"},
     {"<stage>"},
     {"ephys.conclude", "ephys.kept", "ephys.pipeline", "optical.calcium", "optical.combined", "optical.voltage.detect",
      "optical.voltage.fit", "optical.voltage.movie", "optical.movie.demix", "optical.movie.sort"},

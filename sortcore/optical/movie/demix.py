@@ -18,12 +18,13 @@ from scipy import sparse
 
 from sortcore.optical.calcium import CalciumResult, infer_calcium
 from sortcore.optical.movie.evidence import agreement, merged, needed
-from sortcore.optical.movie.footprints import Cell, Kernel, Residual, fit_seed, footprint_fit, ring, sweep
+from sortcore.optical.movie.footprints import Cell, Kernel, Residual, fit_seed, footprint_fit, ring
 from sortcore.optical.movie.reading import Movie, open_movie, require_movie_rate
 from sortcore.optical.movie.records import Background, Demixed
 from sortcore.optical.movie.seeds import energies, maxima, n_levels
 from sortcore.optical.movie.surroundings import Surroundings, from_blocks, nothing, refined, smooth_picture, without_background
 from sortcore.optical.movie.survey import Survey, SurveyConfig, survey
+from sortcore.optical.movie.touching import sweep_side_by_side
 from sortcore.optical.movie.unmixing import resting, unmix
 from sortcore.progress import Track, silent
 from sortcore.settings import Checked, setting
@@ -129,7 +130,7 @@ def block_size(cells: list[Cell], config: DemixConfig) -> float:
 def ascend(left: Residual, cells: list[Cell], kernel: Kernel, level: float, rounds: int = 3) -> list[Cell]:
     """Rounds of the coordinate ascent over all cells."""
     for _ in range(rounds):
-        cells = sweep(left, cells, kernel, level)
+        cells = sweep_side_by_side(left, cells, kernel, level)
     return cells
 
 

@@ -11,10 +11,9 @@ or than a small share of what it explained, since no footprint is exact.
 from __future__ import annotations
 
 import numpy as np
-from scipy import sparse
-from scipy.ndimage import binary_dilation
 
-from sortcore.optical.movie.footprints import EIGHT, GROWTH, Cell, Kernel, Residual, deconvolved, observed, single, sweep
+from sortcore.optical.movie.footprints import GROWTH, Cell, Kernel, Residual, deconvolved, observed, single, sweep
+from sortcore.optical.movie.touching import neighbours
 
 EVENT = 6.0
 SAME = 0.9  # correlation of two courses that are one
@@ -55,30 +54,6 @@ def merged(left: Residual, cells: list[Cell]) -> list[Cell]:
                 cells[i] = joined(left, cells[i], cells[j])
                 gone.add(j)
     return [cell for i, cell in enumerate(cells) if i not in gone]
-
-
-def neighbours(left: Residual, cells: list[Cell], reach: int) -> list[list[int]]:
-    """Of each cell those, in order, whose pixels come as near as `reach` (rows and columns) to its own."""
-    own = indicator([cell.pixels for cell in cells], len(left.z))
-    shared = sparse.csr_array(own @ (indicator([grown(left, cell.pixels, reach) for cell in cells], len(left.z)) if reach else own).T)
-    shared.sort_indices()
-    return [[int(j) for j in shared.indices[shared.indptr[i] : shared.indptr[i + 1]] if j != i] for i in range(len(cells))]
-
-
-def indicator(pixels: list[np.ndarray], n_pixels: int) -> sparse.csr_array:
-    """(K, P) ones in the pixels of each cell."""
-    at = np.concatenate([np.zeros(0, np.int64), *pixels])
-    return sparse.csr_array((np.ones(len(at), np.float32), at, np.cumsum([0, *map(len, pixels)])), shape=(len(pixels), n_pixels))
-
-
-def grown(left: Residual, pixels: np.ndarray, reach: int) -> np.ndarray:
-    """Pixels and all within so many rows and columns of them."""
-    rows, columns = left.box(pixels, reach)
-    y, x = np.divmod(pixels, left.shape[1])
-    inside = np.zeros((rows.stop - rows.start, columns.stop - columns.start), dtype=bool)
-    inside[y - rows.start, x - columns.start] = True
-    y, x = np.nonzero(binary_dilation(inside, EIGHT, iterations=reach))
-    return (y + rows.start) * left.shape[1] + x + columns.start
 
 
 def one(strong: Cell, weak: Cell) -> bool:

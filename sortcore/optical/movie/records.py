@@ -50,7 +50,7 @@ class Demixed:
     footprints: (K, P) sparse rows, float32, 0 or more, each with a peak of 1; `images` gives them as pictures
     shape: (H, W)
     traces: (K, T) float32 fluorescence of each cell alone, in the movie's units at the footprint's peak: overlapping cells and
-        the background taken off, noise kept
+        the background taken off, noise kept; bleaching, by which the whole movie grows darker, is divided out
     denoised: (K, T) what the indicator's kernel explains of the trace, same units, its baseline included
     activity: (K, T) height that the spikes of each frame add to the trace, same units, 0 or more; not counts
     baseline: (K,) or, where it drifts, (K, T) fluorescence of each cell at rest, same units
