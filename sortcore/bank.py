@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from sortcore import matching
 from sortcore.matching import Matcher
@@ -132,7 +131,8 @@ def sums_removed(bank: Bank, fs: float, n_samples: int) -> Bank:
     for i in np.argsort(counts, kind="stable"):
         x = np.zeros((n, 3 * d), np.float32)
         x[:, d : 2 * d] = waveforms[i]
-        score = matching.scores_near(matcher, torch.from_numpy(x), matching.near(matcher, i)).numpy()
+        score, near = np.full((k, 2 * d + 1), matching.DEAD), slice(matcher.first[i], matcher.first[i + 1])
+        score[matcher.other[near]] = np.pad(priors.amp_mean[i] * matcher.overlaps[near, len(matcher.shifts) // 2], ((0, 0), (1, 1)))
         score[i] = matching.DEAD
         score[~left | (counts < 2 * counts[i])] = matching.DEAD
         spikes = matching.match(matcher, score, 5)

@@ -83,36 +83,72 @@ def k_means(x, centres):
 
 
 def merge(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Join parcels, the least separated pair first, until a significant valley lies between every two that are near."""
-    labels = labels.copy()
-    members = {int(k): np.flatnonzero(labels == k) for k in np.unique(labels)}
-    centres = {k: x[index].mean(axis=0) for k, index in members.items()}
-    gaps: dict[tuple[int, int], float] = {}
+    """Join parcels, the least separated pair first, until a significant valley lies between every two that are near; the largest
+    come first. `reference.merge_reference` is the slow, obvious form."""
+    parcel = np.unique(labels, return_inverse=True)[1].ravel()
+    owner = join(np.ascontiguousarray(x, np.float64), parcel, int(parcel.max(initial=-1)) + 1)
+    sizes = np.bincount(owner[parcel], minlength=len(owner))
+    rank = np.empty(len(owner), np.int64)
+    rank[np.argsort(-sizes, kind="stable")] = np.arange(len(owner))
+    return rank[owner[parcel]]
 
-    def test(a: int) -> None:
-        others = [k for k in members if k != a]
-        if not others:
-            return
-        distance = ((np.array([centres[k] for k in others]) - centres[a]) ** 2).sum(axis=1)
-        for i in np.argsort(distance, kind="stable")[:NEAREST]:
-            b = others[i]
-            pair = (min(a, b), max(a, b))
-            if pair not in gaps:
-                gaps[pair] = separation(x[members[pair[0]]], x[members[pair[1]]])
 
-    for k in list(members):
-        test(k)
-    while gaps:
-        (a, b), gap = min(gaps.items(), key=lambda item: (item[1], item[0]))
-        if gap >= 1.0:
-            break
-        members[a] = np.concatenate([members[a], members.pop(b)])
-        centres[a] = x[members[a]].mean(axis=0)
-        gaps = {pair: g for pair, g in gaps.items() if a not in pair and b not in pair}
-        test(a)
-    for k, index in enumerate(sorted(members.values(), key=len, reverse=True)):
-        labels[index] = k
-    return labels
+@numba.njit(cache=True, nogil=True)
+def join(x, parcel, n):
+    """(n,) the parcel that each parcel ends up with, for the parcel (S,) of every point of x (S, P)."""
+    first, last, after = np.full(n, -1), np.full(n, -1), np.full(len(x), -1)  # members as lists: the first, and what follows each
+    sizes, centres = np.zeros(n, np.int64), np.zeros((n, x.shape[1]))
+    for i in range(len(x)):
+        k = parcel[i]
+        if first[k] < 0:
+            first[k] = i
+        else:
+            after[last[k]] = i
+        last[k] = i
+        sizes[k] += 1
+        centres[k] += x[i]
+    for k in range(n):
+        centres[k] /= sizes[k]
+    owner, gaps = np.arange(n), np.full((n, n), np.inf)
+    for k in range(n):
+        test(x, k, owner, first, after, sizes, centres, gaps)
+    while True:
+        at = gaps.argmin() if n else 0
+        a, b = at // max(n, 1), at % max(n, 1)
+        if not n or gaps[a, b] >= 1:
+            return owner
+        after[last[a]] = first[b]
+        last[a] = last[b]
+        centres[a] = (sizes[a] * centres[a] + sizes[b] * centres[b]) / (sizes[a] + sizes[b])
+        sizes[a] += sizes[b]
+        owner[owner == b] = a
+        for k in (a, b):
+            gaps[k], gaps[:, k] = np.inf, np.inf
+        test(x, a, owner, first, after, sizes, centres, gaps)
+
+
+@numba.njit(cache=True, nogil=True)
+def test(x, a, owner, first, after, sizes, centres, gaps):
+    """Fill in the gaps (n, n), lower number first, between cluster a and those nearest to it."""
+    distance = np.full(len(owner), np.inf)
+    for k in range(len(owner)):
+        if owner[k] == k and k != a:
+            distance[k] = ((centres[k] - centres[a]) ** 2).sum()
+    for k in np.argsort(distance, kind="mergesort")[:NEAREST]:
+        i, j = min(a, k), max(a, k)
+        if distance[k] < np.inf and gaps[i, j] == np.inf:
+            ratio, z = valley_between(rows(x, first[i], after, sizes[i]), rows(x, first[j], after, sizes[j]))
+            gaps[i, j] = min((1 - ratio) / (1 - MAX_RATIO), z / MIN_Z)
+
+
+@numba.njit(cache=True, nogil=True)
+def rows(x, i, after, size):
+    """(size, P) the rows of a list."""
+    out = np.empty((size, x.shape[1]))
+    for k in range(size):
+        out[k] = x[i]
+        i = after[i]
+    return out
 
 
 def separation(a: np.ndarray, b: np.ndarray) -> float:

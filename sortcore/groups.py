@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.stats import poisson
@@ -53,6 +54,11 @@ class Group:
     features: np.ndarray
     channels: np.ndarray
     there: Displaced | None = None
+
+    @cached_property
+    def mean(self) -> np.ndarray:
+        """(M, B)"""
+        return self.features.mean(axis=0)
 
     def part(self, index: np.ndarray) -> Group:
         there = None if self.there is None else self.there.part(index)
@@ -113,7 +119,7 @@ def merged(groups: list[Group], n_channels: int, fs: float, back: Back | None = 
 
 def full_mean(group: Group, n_channels: int) -> np.ndarray:
     out = np.zeros((n_channels, group.features.shape[2]), np.float32)
-    out[group.channels] = group.features.mean(axis=0)
+    out[group.channels] = group.mean
     return out
 
 

@@ -1,7 +1,8 @@
 """The textbook algorithms, slow and plain: to be read, and to test the fast ones against.
 
 `simple_ascent` is the model without time, `convolutive_ascent` the model of `sortcore.model`; both climb the log joint
-one block of unknowns at a time. `pursuit_reference` finds the spikes of known waveforms one by one.
+one block of unknowns at a time. `pursuit_reference` finds the spikes of known waveforms one by one, `merge_reference` joins parcels
+of points into clusters.
 
 Source: S. Linderman, Machine Learning Methods for Neural Data Analysis, chapters 4 to 6, after Kilosort (Pachitariu,
 Sridhar, Pennington and Stringer, Nature Methods 2024); S. Mallat and Z. Zhang, Matching pursuits with time-frequency
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sortcore import model
+from sortcore.cluster import NEAREST, separation
 from sortcore.errors import ModelError
 
 Real = float | np.ndarray
@@ -304,3 +306,30 @@ def _pursuit_record(found: list[tuple[int, float, int, float, float]], residual:
     samples, shifts, units, amplitudes, gains = zip(*found, strict=True) if found else ((), (), (), (), ())
     return PursuitReference(np.array(samples, dtype=np.int64), np.array(shifts, dtype=float), np.array(units, dtype=np.int64),
                             np.array(amplitudes, dtype=float), np.array(gains, dtype=float), residual)
+
+
+def merge_reference(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(S,) labels of points x (S, P) after joining clusters, the least separated pair first, until a significant valley lies between
+    every cluster and those nearest to it: the slow form of `sortcore.cluster.merge`."""
+    members = {int(k): np.flatnonzero(labels == k) for k in np.unique(labels)}
+    gaps: dict[tuple[int, int], float] = {}
+
+    def test(a: int) -> None:
+        centres = {k: x[index].mean(axis=0, dtype=np.float64) for k, index in members.items()}
+        others = sorted((k for k in members if k != a), key=lambda k: float(((centres[k] - centres[a]) ** 2).sum()))
+        for b in others[:NEAREST]:
+            pair = (min(a, b), max(a, b))
+            if pair not in gaps:
+                gaps[pair] = separation(x[members[pair[0]]], x[members[pair[1]]])
+
+    for k in members:
+        test(k)
+    while gaps and min(gaps.values()) < 1:
+        a, b = min(gaps, key=lambda pair: (gaps[pair], pair))
+        members[a] = np.concatenate([members[a], members.pop(b)])
+        gaps = {pair: gap for pair, gap in gaps.items() if a not in pair and b not in pair}
+        test(a)
+    out = np.zeros(len(x), np.int64)
+    for k, index in enumerate(sorted(members.values(), key=len, reverse=True)):
+        out[index] = k
+    return out

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.special import expit, log_ndtr
+from scipy.stats import norm, truncnorm
 
-from sortcore.ephys.background import leftover, own, probability, unit_probability
+from sortcore.ephys.background import TAU, leftover, log_mixture, log_normal_below, log_unit, own, probability, unit_probability
 from sortcore.matching import prepare
 from sortcore.numerics import unit_norm
 from sortcore.types import Priors, Spikes
@@ -18,6 +19,16 @@ def planted(rng, n_own, mean, std, n_background, threshold=5.0, tau=0.4):
     own_scores = own_scores[own_scores > threshold]
     scores = np.r_[own_scores, threshold + rng.exponential(tau, n_background)]
     return scores, np.arange(len(scores)) < len(own_scores)
+
+
+def test_densities_are_those_of_the_textbook():
+    x, q = np.linspace(0.1, 9, 50), np.array([2.5, np.log(1.4), 0.7, -0.3])
+    unit = truncnorm(-2.5 / 1.4, np.inf, 2.5, 1.4)
+    tau, share = TAU[0] + (TAU[1] - TAU[0]) * expit(-0.3), expit(0.7)
+    np.testing.assert_allclose(log_unit(x, q), unit.logpdf(x), atol=1e-9)
+    np.testing.assert_allclose(np.exp(log_mixture(x, q)), share * unit.pdf(x) + (1 - share) * np.exp(-x / tau) / tau, rtol=1e-9)
+    z = np.array([-200.0, -26.0, -24.9, -3.0, 0.0, 6.0])
+    np.testing.assert_allclose([log_normal_below(v) for v in z], log_ndtr(z), rtol=2e-3, atol=1e-12)
 
 
 @pytest.mark.parametrize(("mean", "std", "n_background"), [(10.0, 1.3, 100), (8.0, 1.2, 400), (7.2, 1.1, 150)])

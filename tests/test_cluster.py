@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from sortcore.cluster import cluster, drop_small, parcels, separation
+from sortcore.cluster import cluster, drop_small, merge, parcels, separation
+from sortcore.reference import merge_reference
 
 SEEDS = range(8)
 
@@ -67,6 +68,22 @@ def test_even_amplitudes_over_a_wide_range_are_one(n, whole):
     """Five points a standard deviation leave gaps by chance: that some are cut is the price of finding clusters of nine."""
     counts = continuum(lambda rng, n: rng.uniform(10, 30, n), n)
     assert counts.count(1) >= whole and max(counts) <= 3, counts
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_parcels_are_joined_as_the_slow_form_does(seed):
+    rng = np.random.default_rng(seed)
+    x, _ = blobs(rng, (200, 90, 40, 15), 5 * rng.standard_normal((4, 3)), p=5)
+    start = parcels(x)
+    np.testing.assert_array_equal(merge(x, start), merge_reference(x, start))
+    gappy = 3 * start[start % 4 > 0] + 7  # labels need not follow on each other
+    np.testing.assert_array_equal(merge(x[start % 4 > 0], gappy), merge_reference(x[start % 4 > 0], gappy))
+
+
+def test_one_parcel_and_none():
+    x = np.zeros((5, 3), np.float32)
+    assert merge(x, np.full(5, 3)).tolist() == [0] * 5
+    assert merge(x[:0], np.zeros(0, np.int64)).tolist() == []
 
 
 def test_five_clusters():

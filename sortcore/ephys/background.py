@@ -12,11 +12,13 @@ cannot tell the two, for it takes all that is not a known unit for Gaussian nois
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import numba
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import expit, log_ndtr
+from scipy.special import expit
 
 from sortcore.matching import Matcher
 from sortcore.numerics import mad
@@ -27,6 +29,7 @@ TAU = (0.15, 0.8)  # noise standard deviations that the background may fall off 
 FEWEST = 20  # spikes that tell a distribution
 FAR = 12.0  # sd above the threshold: the median of units that no background reaches
 BIN = 0.2
+LOG_STD = (-2.0, 4.0)
 LEFTOVER_MS = 0.7  # of a spike at least LARGER times as large, in which
 LARGER = 2.0
 SMALL = 0.5  # of its unit's median, and
@@ -65,8 +68,8 @@ def unit_probability(scores: np.ndarray, threshold: float) -> np.ndarray:
     counts, x = np.bincount((above / BIN).astype(int), minlength=len(edges)).astype(float), np.arange(len(edges)) * BIN + BIN / 2
     middle = float(np.median(above))
     width = float(np.log(mad(above) + 0.3))
-    alone = descend(lambda q: -counts @ log_unit(x, q[0], np.exp(np.clip(q[1], -2.0, 4.0))), [middle, width])
-    mixed = descend(lambda q: -counts @ np.logaddexp(*log_parts(x, q)), [middle, width, 1.0, 0.0])
+    alone = descend(lambda q: -counts @ log_unit(x, q), [middle, width])
+    mixed = descend(lambda q: -counts @ log_mixture(x, q), [middle, width, 1.0, 0.0])
     mean, std = mixed[0][0], np.exp(mixed[0][1])
     if alone[1] - mixed[1] < np.log(len(scores)) or mean < std:  # two more parameters; or a unit that is hardly above the threshold
         return sure
@@ -74,16 +77,40 @@ def unit_probability(scores: np.ndarray, threshold: float) -> np.ndarray:
     return np.where(above > mean, 1.0, expit(itself - background))
 
 
-def log_unit(x: np.ndarray, mean: float, std: float) -> np.ndarray:
-    """Log density of a Gaussian cut off below zero."""
-    return -0.5 * ((x - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi) - log_ndtr(mean / std)
+@numba.njit(cache=True, nogil=True)
+def log_unit(x, q):
+    """(n,) log density at x (n,) of a Gaussian cut off below zero, for q = (mean, log std, ...)."""
+    std = np.exp(min(max(q[1], LOG_STD[0]), LOG_STD[1]))
+    out = x - q[0]
+    constant = np.log(std) + 0.5 * np.log(2 * np.pi) + log_normal_below(q[0] / std)
+    for i in range(len(out)):
+        out[i] = -0.5 * (out[i] / std) ** 2 - constant
+    return out
 
 
-def log_parts(x: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+@numba.njit(cache=True, nogil=True)
+def log_normal_below(z):
+    """Log of the share of a standard normal that lies below z."""
+    if z > -25.0:
+        return np.log(0.5 * math.erfc(-z / np.sqrt(2.0)))
+    return -0.5 * z * z - np.log(-z) - 0.5 * np.log(2 * np.pi)  # the share itself would be too small for a number
+
+
+@numba.njit(cache=True, nogil=True)
+def log_parts(x, q):
     """Log of the weighted densities of unit and background, for q = (mean, log std, logit of the unit's share, logit of tau's range)."""
-    tau = TAU[0] + (TAU[1] - TAU[0]) * expit(q[3])
-    share = np.clip(expit(q[2]), 1e-9, 1 - 1e-9)
-    return np.log(share) + log_unit(x, q[0], np.exp(np.clip(q[1], -2.0, 4.0))), np.log(1 - share) - x / tau - np.log(tau)
+    tau = TAU[0] + (TAU[1] - TAU[0]) / (1 + np.exp(-q[3]))
+    share = min(max(1 / (1 + np.exp(-q[2])), 1e-9), 1 - 1e-9)
+    return np.log(share) + log_unit(x, q), np.log(1 - share) - x / tau - np.log(tau)
+
+
+@numba.njit(cache=True, nogil=True)
+def log_mixture(x, q):
+    """(n,) log density of unit and background together."""
+    itself, background = log_parts(x, q)
+    for i in range(len(x)):
+        itself[i] = np.logaddexp(itself[i], background[i])
+    return itself
 
 
 def descend(loss: Callable[[np.ndarray], float], start: list[float]) -> tuple[np.ndarray, float]:
