@@ -10,10 +10,14 @@ or than a small share of what it explained, since no footprint is exact.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numba
 import numpy as np
 
-from sortcore.optical.movie.footprints import GROWTH, Cell, Kernel, Residual, deconvolved, observed, single, sweep
+from sortcore.optical.movie.footprints import GROWTH, Cell, Kernel, Part, Residual, deconvolved, observed, single, sweep
 from sortcore.optical.movie.touching import neighbours
+from sortcore.workers import in_order
 
 EVENT = 6.0
 SAME = 0.9  # correlation of two courses that are one
@@ -88,23 +92,33 @@ def needed(left: Residual, cells: list[Cell], kernel: Kernel, level: float) -> l
     cells = sorted(cells, key=lambda cell: -cell.gain)
     near, gone = neighbours(left, cells, 0), set()
 
-    def tried(k: int, cost: float, trial: bool = False) -> float:
-        beside = [j for j in near[k] if j not in gone]
-        if 0.5 * cells[k].gain * (1 - replaceable(cells[k], [cells[j] for j in beside])) > cost:
-            return np.inf
-        lost, instead = replaced(left, cells[k], [cells[j] for j in beside], kernel, level, 0.0 if trial else cost)
-        if instead is not None:
-            gone.add(k)
-            for j, cell in zip(beside, instead, strict=True):
+    def beside(k: int) -> list[Cell]:
+        return [cells[j] for j in near[k] if j not in gone]
+
+    def without(k: int, cost: float) -> Without | None:
+        if 0.5 * cells[k].gain * (1 - replaceable(cells[k], beside(k))) > cost:
+            return None
+        return replaced(left, cells[k], beside(k), kernel, level)
+
+    def leave_out(k: int, cost: float) -> None:
+        found = without(k, cost)
+        if found is not None and found.lost < cost:
+            found.put_back(left)
+            for j, cell in zip((j for j in near[k] if j not in gone), found.cells, strict=True):
                 cells[j] = cell
-        return lost / max(cost, 1e-12)
+            gone.add(k)
+
+    def share(k: int) -> float:
+        found = without(k, SPARE * cells[k].gain)
+        return np.inf if found is None else found.lost / (SPARE * cells[k].gain)
 
     for k in range(len(cells) - 1, -1, -1):
-        tried(k, EVENT * cells[k].n_events)
+        leave_out(k, EVENT * cells[k].n_events)
     mixed = [k for k, cell in enumerate(cells) if k not in gone and SPARE * cell.gain > EVENT * cell.n_events
-             and covered(cell, [cells[j] for j in near[k] if j not in gone]) > COVERED]
-    for _, k in sorted((tried(k, SPARE * cells[k].gain, trial=True), k) for k in mixed):
-        tried(k, SPARE * cells[k].gain)
+             and covered(cell, beside(k)) > COVERED]
+    for cost, k in sorted(zip(in_order(share, mixed), mixed, strict=True)):
+        if cost < 1:  # else fewer neighbours will not do without it either
+            leave_out(k, SPARE * cells[k].gain)
     return [cell for k, cell in enumerate(cells) if k not in gone]
 
 
@@ -132,25 +146,39 @@ def covered(cell: Cell, beside: list[Cell]) -> float:
     return float(np.square(cell.weights[shared]).sum()) / cell.power
 
 
-def replaced(left: Residual, cell: Cell, beside: list[Cell], kernel: Kernel, level: float, cost: float) -> tuple[float, list[Cell] | None]:
-    """What is lost when its neighbours take a cell's place, in nats; and they, where that is less than the cost.
+@dataclass(frozen=True)
+class Without:
+    """A box of the residual without one cell, its neighbours in its place, and what that loses in nats; they are all there yet."""
 
-    The residual is then with them, else as it was.
-    """
+    part: Part
+    cells: list[Cell]
+    lost: float
+
+    def put_back(self, left: Residual) -> None:
+        """The residual becomes so."""
+        self.part.put_back(left, np.arange(len(self.part.left.z)))
+
+
+def replaced(left: Residual, cell: Cell, beside: list[Cell], kernel: Kernel, level: float) -> Without | None:
+    """What happens when its neighbours take a cell's place; the residual stays as it is. None where one of them goes too."""
     if not beside:
-        return np.inf, None
-    rows, columns = left.box(np.concatenate([cell.pixels, *(other.pixels for other in beside)]), REFITS * GROWTH + 1)
-    kept = left.movie[rows, columns].copy()
-    left.add(cell)
-    new = beside
+        return None
+    part = Part.of(left, *left.box(np.concatenate([cell.pixels, *(other.pixels for other in beside)]), REFITS * GROWTH + 1))
+    before, new = energy(part.left.z), [part.inside(other) for other in beside]
+    part.left.add(part.inside(cell))
     for _ in range(REFITS):
-        new = sweep(left, new, kernel, level)
-    lost = 0.5 * (energy(left.movie[rows, columns]) - energy(kept) - kept.shape[2])
-    if len(new) == len(beside) and lost < cost:
-        return lost, new
-    left.movie[rows, columns] = kept
-    return lost, None
+        new = sweep(part.left, new, kernel, level)
+    if len(new) < len(beside):
+        return None
+    lost = 0.5 * (energy(part.left.z) - before - part.left.z.shape[1])
+    return Without(part, [part.outside(other) for other in new], lost)
 
 
+@numba.njit(cache=True, nogil=True, fastmath=True)
 def energy(z: np.ndarray) -> float:
-    return float(np.square(z, dtype=np.float32).sum(dtype=np.float64))
+    """Sum of squares of z (P, B)."""
+    total = 0.0
+    for p in range(z.shape[0]):
+        for t in range(z.shape[1]):
+            total += float(z[p, t]) * float(z[p, t])
+    return total

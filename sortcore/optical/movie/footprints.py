@@ -15,7 +15,7 @@ have their means taken off where they explain it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -147,24 +147,43 @@ def local_support(scores: np.ndarray, allowed: np.ndarray, level: float, start: 
     return parts == parts[at]
 
 
-def shaped(left: Residual, rows: slice, columns: slice, course: np.ndarray, allowed: np.ndarray, level: float,
-           start: tuple[int, int] | None = None, around: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels and weights of the footprint that a course has in a box of the residual; none where nothing stands out.
+def copied(z: np.ndarray) -> np.ndarray:
+    """A copy in float32."""
+    return z.copy() if z.dtype == np.float32 else single(z)
 
-    around: (B,) in the movie's units, is taken off every pixel before
-    """
-    z = single(left.movie[rows, columns])
-    centred = course - course.mean()
-    energy = float(centred @ centred)
-    if energy <= 0:
-        return np.zeros(0, np.int64), np.zeros(0, np.float32)
-    scores = z @ (centred / np.float32(np.sqrt(energy)))
-    if around is not None:
-        noise = left.noise.reshape(left.shape)[rows, columns]
-        scores -= np.divide(float(around @ centred) / np.sqrt(energy), noise, out=np.zeros_like(noise), where=allowed)
-    y, x = np.nonzero(local_support(scores, allowed, level, start))
-    weights = scores[y, x] / np.float32(np.sqrt(energy))
-    return (y + rows.start) * left.shape[1] + x + columns.start, weights.astype(np.float32)
+
+@dataclass(frozen=True)
+class Part:
+    """A copy of a box of a residual, as a residual of its own, in float32. rows, columns: where it is in one `width` pixels wide"""
+
+    left: Residual
+    rows: slice
+    columns: slice
+    width: int
+
+    @classmethod
+    def of(cls, whole: Residual, rows: slice, columns: slice) -> Part:
+        noise, z = whole.noise.reshape(whole.shape)[rows, columns], copied(whole.movie[rows, columns])
+        shape = (noise.shape[0], noise.shape[1])
+        return cls(Residual(z.reshape(noise.size, -1), noise.ravel(), shape), rows, columns, whole.shape[1])
+
+    def put_back(self, whole: Residual, pixels: np.ndarray) -> None:
+        """These pixels of the whole, by their places in the box, become as they are here."""
+        whole.z[self.places(pixels)] = stored(self.left.z[pixels], whole.z.dtype)
+
+    def places(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels of the box in the whole."""
+        y, x = np.divmod(pixels, self.left.shape[1])
+        return (y + self.rows.start) * self.width + x + self.columns.start
+
+    def inside(self, cell: Cell) -> Cell:
+        """A cell of the whole in the box."""
+        y, x = np.divmod(cell.pixels, self.width)
+        return replace(cell, pixels=(y - self.rows.start) * self.left.shape[1] + x - self.columns.start)
+
+    def outside(self, cell: Cell) -> Cell:
+        """The inverse."""
+        return replace(cell, pixels=self.places(cell.pixels))
 
 
 def observed(left: Residual, pixels: np.ndarray, weights: np.ndarray, around: np.ndarray | None = None) -> np.ndarray:
@@ -173,6 +192,24 @@ def observed(left: Residual, pixels: np.ndarray, weights: np.ndarray, around: np
     if around is not None:
         y -= float((weights / left.noise[pixels]).sum()) * around
     return y / (weights @ weights)
+
+
+def shaped(left: Residual, course: np.ndarray, allowed: np.ndarray, level: float, start: tuple[int, int] | None = None,
+           around: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and weights of the footprint that a course has among allowed pixels (H, W); none where nothing stands out.
+
+    around: (B,) in the movie's units, is taken off every pixel before
+    """
+    centred = course - course.mean()
+    energy = float(centred @ centred)
+    if energy <= 0:
+        return np.zeros(0, np.int64), np.zeros(0, np.float32)
+    scores = left.movie @ (centred / np.float32(np.sqrt(energy)))
+    if around is not None:
+        noise = left.noise.reshape(left.shape)
+        scores -= np.divide(float(around @ centred) / np.sqrt(energy), noise, out=np.zeros_like(noise), where=allowed)
+    pixels = np.flatnonzero(local_support(scores, allowed, level, start))
+    return pixels, (scores.ravel()[pixels] / np.float32(np.sqrt(energy))).astype(np.float32)
 
 
 def window(left: Residual, y: float, x: float, width: float) -> tuple[slice, slice]:
@@ -202,44 +239,45 @@ def fit_seed(left: Residual, y: float, x: float, width: float, kernel: Kernel, l
 
     around: (B,) what is no cell's, in the movie's units, where the residual still holds it
     """
-    rows, columns = window(left, y, x, width)
-    allowed, grid = left.usable[rows, columns], np.mgrid[rows, columns]
-    if not allowed.any():
+    part = Part.of(left, *window(left, y, x, width))
+    box, grid = part.left, np.mgrid[part.rows, part.columns]
+    if not box.usable.any():
         return None
     bump = np.exp(-0.5 * ((grid[0] - y) ** 2 + (grid[1] - x) ** 2) / width**2)
-    pixels, weights = (grid[0] * left.shape[1] + grid[1])[allowed], bump[allowed].astype(np.float32)
+    pixels = np.flatnonzero(box.usable)
+    weights = bump.ravel()[pixels].astype(np.float32)
     nearest = np.unravel_index(np.argmax(bump), bump.shape)
     start = (int(nearest[0]), int(nearest[1]))
     for _ in range(rounds):
-        course = deconvolved(observed(left, pixels, weights, around), 1 / float(np.sqrt(weights @ weights)), kernel)
-        pixels, weights = shaped(left, rows, columns, course, allowed, level, start, around)
+        course = deconvolved(observed(box, pixels, weights, around), 1 / float(np.sqrt(weights @ weights)), kernel)
+        pixels, weights = shaped(box, course, box.usable, level, start, around)
         if len(pixels) < FEWEST_PIXELS:
             return None
-    return Cell(pixels, weights, course, observed(left, pixels, weights, around))
+    return part.outside(Cell(pixels, weights, course, observed(box, pixels, weights, around)))
 
 
 def updated(left: Residual, cell: Cell, kernel: Kernel, level: float) -> Cell | None:
-    """One round of the coordinate ascent for a cell, which is given back to the residual; None where nothing is left of it."""
-    left.add(cell)
-    course = deconvolved(observed(left, cell.pixels, cell.weights), cell.power**-0.5, kernel)
-    rows, columns = left.box(cell.pixels, GROWTH)
-    near = np.zeros((rows.stop - rows.start, columns.stop - columns.start), dtype=bool)
-    y, x = np.divmod(cell.pixels, left.shape[1])
-    near[y - rows.start, x - columns.start] = True
-    near = binary_dilation(near, EIGHT, iterations=GROWTH) & left.usable[rows, columns]
-    pixels, weights = shaped(left, rows, columns, course, near, level)
-    return Cell(pixels, weights, course, observed(left, pixels, weights)) if len(pixels) >= FEWEST_PIXELS else None
+    """One round of the coordinate ascent for a cell; None where nothing is left of it. The residual follows."""
+    part = Part.of(left, *left.box(cell.pixels, GROWTH))
+    box, old = part.left, part.inside(cell)
+    box.add(old)
+    course = deconvolved(observed(box, old.pixels, old.weights), old.power**-0.5, kernel)
+    near = np.zeros(box.shape, dtype=bool)
+    near.flat[old.pixels] = True
+    pixels, weights = shaped(box, course, binary_dilation(near, EIGHT, iterations=GROWTH) & box.usable, level)
+    if len(pixels) < FEWEST_PIXELS:
+        part.put_back(left, old.pixels)
+        return None
+    new = Cell(pixels, weights, course, observed(box, pixels, weights))
+    box.take(new)
+    part.put_back(left, np.union1d(old.pixels, pixels))
+    return part.outside(new)
 
 
 def sweep(left: Residual, cells: list[Cell], kernel: Kernel, level: float) -> list[Cell]:
     """Every cell updated once, in order; those of which nothing is left are gone."""
-    out = []
-    for cell in cells:
-        new = updated(left, cell, kernel, level)
-        if new is not None:
-            left.take(new)
-            out.append(new)
-    return out
+    found = [updated(left, cell, kernel, level) for cell in cells]
+    return [cell for cell in found if cell is not None]
 
 
 def footprint_fit(left: Residual, cell: Cell) -> float:

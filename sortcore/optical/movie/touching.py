@@ -48,13 +48,7 @@ def waves(left: Residual, cells: Sequence[Cell]) -> list[list[int]]:
 def sweep_side_by_side(left: Residual, cells: list[Cell], kernel: Kernel, level: float) -> list[Cell]:
     """`footprints.sweep` on all cores: the same cells, byte for byte."""
 
-    def one(k: int) -> Cell | None:
-        new = updated(left, cells[k], kernel, level)
-        if new is not None:
-            left.take(new)
-        return new
-
     found: dict[int, Cell | None] = {}
     for wave in waves(left, cells):
-        found.update(zip(wave, in_order(one, wave), strict=True))
+        found.update(zip(wave, in_order(lambda k: updated(left, cells[k], kernel, level), wave), strict=True))
     return [cell for _, cell in sorted(found.items()) if cell is not None]
