@@ -258,7 +258,7 @@ def voltage(
                                                                   "or with --movie a motion-corrected movie.")],
     out: Annotated[Path, typer.Option(help="Folder for the result; must be new or empty.")],
     fs: Annotated[float | None, typer.Option(help="Frames per second, where the file does not say.")] = None,
-    movie: Annotated[bool, typer.Option("--movie", help="TRACES is a movie; its cells go to cells.npz.")] = False,
+    movie: Annotated[bool, typer.Option("--movie", help="TRACES is a movie; its cells go to cells.npz and cells.png.")] = False,
     footprints: Annotated[Path | None, typer.Option(help="Footprints of the movie's cells, .npy or .npz, instead.")] = None,
     method: Annotated[str, typer.Option(help="filter, network, or auto, which is the one that finds more.")] = "auto",
     polarity: Annotated[str, typer.Option(help="up, down (indicators that dim as voltage rises), or auto.")] = "auto",

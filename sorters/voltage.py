@@ -11,12 +11,13 @@ from sortcore.errors import RecordingError
 from sortcore.optical.reading import read_traces, require_rate
 from sortcore.optical.voltage.detect import detect_voltage_spikes
 from sortcore.optical.voltage.movie import VoltageCells, voltage_cells
-from sortcore.optical.voltage.plots import plot_voltage
+from sortcore.optical.voltage.plots import plot_voltage, plot_voltage_cells
 from sortcore.optical.voltage.saving import save_voltage, voltage_to_nwb, write_estimates_csv, write_spikes_csv
+from sortcore.plots import save_figure
 from sortcore.progress import bars, silent
 from sorters.outputs import output_folder
 
-DRAWN, SHOWN_S = 8, 5.0
+DRAWN, SHOWN_S, DPI = 8, 5.0, 120
 
 
 def detect_in_file(path: Path, fs: float | None, out: Path, *, movie: bool, footprints: Path | None, method: str, polarity: str,
@@ -39,6 +40,7 @@ def detect_in_file(path: Path, fs: float | None, out: Path, *, movie: bool, foot
         result = detect_voltage_spikes(values, fs, method=method, polarity=polarity, false_alarm_hz=false_alarms, track=track)
         if cells is not None:
             save_cells(cells, folder / "cells.npz")
+            save_figure(plot_voltage_cells(cells), folder / "cells.png", DPI)
         save_voltage(result, folder / "voltage.npz")
         write_spikes_csv(result, folder / "spikes.csv")
         write_estimates_csv(result, folder / "estimates.csv")
@@ -47,7 +49,7 @@ def detect_in_file(path: Path, fs: float | None, out: Path, *, movie: bool, foot
         busiest = np.argsort(-np.bincount(result.spikes.units, minlength=len(values)), kind="stable")[:DRAWN]
         figure = plot_voltage(values, result, shown=np.sort(busiest).tolist(), names=names,
                               span_s=(0.0, min(SHOWN_S, values.shape[1] / fs)))
-        figure.savefig(folder / "traces.png", dpi=120)
+        save_figure(figure, folder / "traces.png", DPI)
     way = "up" if result.polarity > 0 else "down"
     what = "traces" if cells is None else "cells"
     found = f"{values.shape[0]} {what} of {values.shape[1]} frames: {len(result.spikes)} spikes, which go {way}"
@@ -73,5 +75,6 @@ def read_footprints(path: Path) -> np.ndarray | sparse.sparray:
 
 
 def save_cells(cells: VoltageCells, path: Path) -> None:
-    """cells.npz: footprints (K, H, W) of unit peak and traces (K, T)."""
-    np.savez_compressed(path, footprints=cells.footprints.toarray().reshape(-1, *cells.shape), traces=cells.traces, fs=cells.fs)
+    """cells.npz: footprints (K, H, W) of unit peak, traces (K, T), mean_image (H, W) and fs."""
+    np.savez_compressed(path, footprints=cells.footprints.toarray().reshape(-1, *cells.shape), traces=cells.traces,
+                        mean_image=cells.mean_image, fs=cells.fs)

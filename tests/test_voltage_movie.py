@@ -88,6 +88,8 @@ def test_the_command_takes_a_movie(made, tmp_path, kind):
     with np.load(tmp_path / "out" / "cells.npz") as kept:
         np.testing.assert_allclose(kept["footprints"], footprints, atol=0.01)
         assert kept["traces"].shape == (5, 4000)
+        np.testing.assert_allclose(kept["mean_image"], np.rint(movie[:4000]).mean(axis=0), rtol=1e-2)
+    assert (tmp_path / "out" / "cells.png").stat().st_size > 5000
     assert len((tmp_path / "out" / "spikes.csv").read_text().splitlines()) > sum(t.searchsorted(10) for t in cells.spike_times_s) / 2
 
 

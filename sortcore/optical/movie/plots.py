@@ -8,8 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
+from scipy import sparse
 
 from sortcore.archive import writing
+from sortcore.optical.movie.quality import centres
 from sortcore.optical.movie.records import MovieResult
 from sortcore.optical.movie.register import Registration
 from sortcore.optical.movie.saving import movie_events
@@ -101,16 +103,20 @@ def plot_shifts(found: Registration, fs: float) -> Figure:
 
 def draw_outlines(ax: Axes, result: MovieResult) -> None:
     """The mean image, and the outline and number of each cell."""
-    draw_image(ax, result.demixed.mean_image, "Mean of the movie")
-    colors = cell_colors(result.n_cells)
-    for k in range(result.n_cells):
-        picture, top, left = cutout(result, k)
+    draw_cells(ax, result.demixed.mean_image, result.demixed.footprints, "Mean of the movie")
+
+
+def draw_cells(ax: Axes, image: np.ndarray, footprints: sparse.csr_array, title: str) -> None:
+    """A picture (H, W), and the outline and number of each footprint (K, P)."""
+    draw_image(ax, image, title)
+    places = centres(footprints, (image.shape[0], image.shape[1]))
+    for k, color in enumerate(cell_colors(len(places))):
+        picture, top, left = cutout(footprints, k, image.shape)
         if max(picture.shape) > 2:
-            ax.contour(np.arange(picture.shape[1]) + left, np.arange(picture.shape[0]) + top, picture, levels=[LEVEL], colors=[colors[k]],
+            ax.contour(np.arange(picture.shape[1]) + left, np.arange(picture.shape[0]) + top, picture, levels=[LEVEL], colors=[color],
                        linewidths=0.8)
-        if result.n_cells <= NUMBERED:
-            row, column = result.quality.centre[k]
-            ax.text(column, row, str(k), color="white", fontsize=6.5, ha="center", va="center", clip_on=True)
+        if len(places) <= NUMBERED:
+            ax.text(places[k, 1], places[k, 0], str(k), color="white", fontsize=6.5, ha="center", va="center", clip_on=True)
 
 
 def draw_footprints(ax: Axes, result: MovieResult) -> None:
@@ -118,7 +124,7 @@ def draw_footprints(ax: Axes, result: MovieResult) -> None:
     H, W = result.demixed.shape
     canvas = np.zeros((H, W, 3))
     for k, color in enumerate(cell_colors(result.n_cells)):
-        picture, top, left = cutout(result, k)
+        picture, top, left = cutout(result.demixed.footprints, k, (H, W))
         canvas[top : top + picture.shape[0], left : left + picture.shape[1]] += picture[..., None] * color
     ax.imshow(np.clip(canvas, 0, 1), interpolation="nearest")
     tidy(ax, "Footprints", "column (px)", "")
@@ -179,9 +185,9 @@ def draw_quality(ax: Axes, result: MovieResult) -> None:
     tidy(ax, "Quality; size is overlap", "signal to noise", "fit of the footprint" if known.any() else "fit of the footprint (not known)")
 
 
-def cutout(result: MovieResult, k: int) -> tuple[np.ndarray, int, int]:
-    """The part of the picture that a footprint touches, a pixel wider, and the row and column where it begins."""
-    footprints, (H, W) = result.demixed.footprints, result.demixed.shape
+def cutout(footprints: sparse.csr_array, k: int, shape: tuple[int, ...]) -> tuple[np.ndarray, int, int]:
+    """The part of a picture (H, W) that a footprint touches, a pixel wider, and the row and column where it begins."""
+    H, W = shape
     mine = slice(footprints.indptr[k], footprints.indptr[k + 1])
     rows, columns = np.divmod(footprints.indices[mine], W)
     top, left = max(int(rows.min()) - 1, 0), max(int(columns.min()) - 1, 0)

@@ -33,12 +33,14 @@ class VoltageCells:
 
     footprints: (K, P) float32 sparse, of unit peak, P = H W; shape: (H, W)
     traces: (K, T) float32 in the movie's units, of the footprint's peak; NaN in frames that are missing
+    mean_image: (H, W) float32 mean of the movie over time
     fs: frames per second
     """
 
     footprints: sparse.csr_array
     shape: tuple[int, int]
     traces: np.ndarray
+    mean_image: np.ndarray
     fs: float
 
 
@@ -77,7 +79,7 @@ def voltage_cells(movie: Any, fs: float | None = None, footprints: np.ndarray | 
             given = as_rows(cells, left)
         fields = tents(seen.shape, apart(given))
         traces = unmix(opened, seen, given, fields, track=track).traces + resting(seen, given, np.zeros_like(seen.mean))[:, None]
-    return VoltageCells(given, seen.shape, traces, rate)
+    return VoltageCells(given, seen.shape, traces, seen.mean.reshape(seen.shape), rate)
 
 
 def rows_of(footprints: np.ndarray | sparse.sparray, shape: tuple[int, int]) -> sparse.csr_array:

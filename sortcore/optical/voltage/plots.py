@@ -9,8 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sortcore.errors import ModelError
+from sortcore.optical.movie.plots import draw_cells
 from sortcore.optical.plots import thinned, unique_labels
 from sortcore.optical.voltage.detect import VoltageResult
+from sortcore.optical.voltage.movie import VoltageCells
 from sortcore.panels import COLORS, GREY, counted, say, tidy
 from sortcore.plots import new_figure
 
@@ -54,6 +56,13 @@ def plot_voltage(traces: np.ndarray, result: VoltageResult, *, truth: Sequence[n
     axes[-1, 1].set_xlabel("ms", fontsize=9)
     axes[0, 0].legend(*unique_labels(axes[:, 0].tolist()), loc="lower right", bbox_to_anchor=(1, 1), ncols=4, fontsize=8, frameon=False)
     axes[0, 0].set_title(counted(len(chosen), "trace") + f" of {len(traces)}", loc="left", fontsize=10, fontweight="bold")
+    return figure
+
+
+def plot_voltage_cells(cells: VoltageCells) -> Figure:
+    """Where the cells of a voltage imaging movie are: outlines and numbers over its mean."""
+    figure = new_figure(7.5, 7.0)
+    draw_cells(figure.add_subplot(), cells.mean_image, cells.footprints, f"{counted(len(cells.traces), 'cell')} over the mean of the movie")
     return figure
 
 
