@@ -6,7 +6,8 @@
     python -m benchmarks.train_calcium --truth TRUTH.npz --leave-out all          simulation alone, scored on every data set
 
 TRUTH.npz holds dff (all recordings end to end) cut by dff_offsets, spike_times_s cut by spike_offsets and relative to the
-instant of the first frame, and fs, dataset and neuron, one per recording. --start takes weights to begin with.
+instant of the first frame, and fs, dataset and neuron, one per recording. --start takes weights to begin with: those of a training on
+simulated traces are left beside --out.
 The loss of a pair of stretches of one cell: 1 - r, r the correlation of prediction and truth smoothed with SMOOTH_S, pooled
 over the pair; the squared difference of their log ratios of predicted to true total, so that recordings of a cell are scaled
 alike; the Poisson log likelihood of the counts of frames; and the negative binomial one of the total.
@@ -39,10 +40,28 @@ HALF = 2 * STRETCH  # of a simulated trace
 SMOOTH_S = 0.2
 WAYS = ("network", "deconvolution", "sum")
 PAIRS = 16  # of a batch
-SIMULATED_PAIRS = 5  # of them, where there are recordings
-FEATURE_NOISE = 0.25  # sd added to a summary: the network must not tell recordings of a cell apart by it
-POISSON, TOTAL, SCALE = 0.15, 0.1, 0.5
+POISSON, TOTAL = 0.15, 0.1
 FEW_SPIKES = 3.0  # added to totals before their logarithm is taken
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How one part of the training goes.
+
+    rate: largest learning rate
+    scale: weight of the loss that asks for one scale in all recordings of a cell
+    summary_noise: sd added to summaries: there are few recorded cells, which must not be told apart by theirs
+    simulated: pairs of a batch that are of simulated cells, of PAIRS
+    """
+
+    rate: float
+    scale: float
+    summary_noise: float
+    simulated: int
+
+
+ON_SIMULATED = Stage(4e-3, 0.15, 0.05, PAIRS)
+ON_RECORDED = Stage(2e-3, 0.5, 0.25, 5)
 
 
 @dataclass(frozen=True)
@@ -157,10 +176,11 @@ def smoothed(values: torch.Tensor, fs: torch.Tensor) -> torch.Tensor:
     return torch.fft.irfft(torch.fft.rfft(values, 2 * n) * torch.exp(-2 * (math.pi * SMOOTH_S * hertz) ** 2), 2 * n)[:, :n]
 
 
-def loss(network: net.CalciumNetwork, batch: list[torch.Tensor]) -> tuple[torch.Tensor, float]:
+def loss(network: net.CalciumNetwork, batch: list[torch.Tensor], scale_weight: float) -> tuple[torch.Tensor, float]:
     """The loss of pairs of stretches, and their mean correlation."""
     inputs, counts, features, fs, frames = batch
-    mu, log_v = network(inputs, features, fs)
+    with torch.autocast("cpu", torch.bfloat16):
+        mu, log_v = network(inputs, features, fs)
     mask = (torch.arange(inputs.shape[2])[None] < frames[:, None]).float()
     counts = counts * mask
     mu = mu * mask
@@ -172,7 +192,7 @@ def loss(network: net.CalciumNetwork, batch: list[torch.Tensor]) -> tuple[torch.
     off = torch.log(((mu * mask).sum(1) + FEW_SPIKES) / (counts.sum(1) + FEW_SPIKES)).reshape(-1, 2)
     scale = (off[:, 0] - off[:, 1]).square().clamp(max=4)
     mean_r = (r * fires).sum() / fires.sum().clamp(min=1)
-    return ((1 - r) * fires).mean() + POISSON * poisson.mean() + TOTAL * total.mean() + SCALE * scale.mean(), float(mean_r.detach())
+    return ((1 - r) * fires).mean() + POISSON * poisson.mean() + TOTAL * total.mean() + scale_weight * scale.mean(), float(mean_r.detach())
 
 
 def correlation(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -190,20 +210,20 @@ def negative_binomial(count: torch.Tensor, mean: torch.Tensor, log_v: torch.Tens
     return -log_p
 
 
-def train(network: net.CalciumNetwork, banks: Sequence[Bank], steps: int, rate: float, seed: int) -> net.CalciumNetwork:
+def train(network: net.CalciumNetwork, banks: Sequence[Bank], stage: Stage, steps: int, seed: int) -> net.CalciumNetwork:
     """The running mean of the weights over AdamW steps; simulated cells are the first bank, recorded ones the second, if any."""
-    pairs = (SIMULATED_PAIRS, PAIRS - SIMULATED_PAIRS) if len(banks) > 1 else (PAIRS,)
+    pairs = (stage.simulated, PAIRS - stage.simulated)[: len(banks)]
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     average = copy.deepcopy(network)
-    optimiser = torch.optim.AdamW(network.parameters(), rate, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
+    optimiser = torch.optim.AdamW(network.parameters(), stage.rate, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, stage.rate, total_steps=steps, pct_start=0.1)
     began, seen = time.perf_counter(), []
     for step in range(steps):
         drawn = [bank.draw(rng, n) for bank, n in zip(banks, pairs, strict=True)]
         batch = [torch.from_numpy(np.concatenate(values)) for values in zip(*drawn, strict=True)]
-        batch[2] = batch[2] + FEATURE_NOISE * torch.randn_like(batch[2]) * network.spread
-        value, r = loss(network, batch)
+        batch[2] = batch[2] + stage.summary_noise * torch.randn_like(batch[2]) * network.spread
+        value, r = loss(network, batch, stage.scale)
         optimiser.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -282,7 +302,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="weights of a network trained on simulated traces, instead of training it")
     parser.add_argument("--leave-out", help="each, all, or the beginnings of some data sets' names, as in DS09,DS14, each left out in turn")
     parser.add_argument("--cells", type=int, default=4000, help="simulated cells")
-    parser.add_argument("--steps", type=int, default=3000, help="steps on simulated traces")
+    parser.add_argument("--steps", type=int, default=4000, help="steps on simulated traces")
     parser.add_argument("--steps-recorded", type=int, default=500, help="steps on simulated and recorded traces")
     parser.add_argument("--widen", type=float, default=1.0, help="times the variance of the gain, so that intervals hold on new data sets")
     parser.add_argument("--seed", type=int, default=0)
@@ -292,12 +312,13 @@ def main() -> None:
     if options.start:
         base = copy.deepcopy(net.load_network(options.start)).requires_grad_(True).train()
     else:
-        base = train(fresh_network(simulated, options.seed), [simulated], options.steps, 4e-3, options.seed)
+        base = train(fresh_network(simulated, options.seed), [simulated], ON_SIMULATED, options.steps, options.seed)
+        net.save_network(base, options.out.with_name(f"{options.out.stem}-simulated.npz"))
     recordings = read_truth(options.truth) if options.truth else []
     recorded = recorded_bank(recordings, VARIANTS, options.seed) if recordings else None
     if not options.leave_out:
         if recorded:
-            base = train(base, [simulated, recorded], options.steps_recorded, 2e-3, options.seed)
+            base = train(base, [simulated, recorded], ON_RECORDED, options.steps_recorded, options.seed)
         save_widened(base, options.widen, options.out)
         return
     names = sorted({recording.dataset for recording in recordings})
@@ -308,7 +329,7 @@ def main() -> None:
         known = recorded.without(fold) if recorded else None
         fitted = copy.deepcopy(base)
         if known and known.groups:
-            fitted = train(fitted, [simulated, known], options.steps_recorded, 2e-3, options.seed)
+            fitted = train(fitted, [simulated, known], ON_RECORDED, options.steps_recorded, options.seed)
         path = options.out.with_name(f"{options.out.stem}-without-{fold[0] if len(fold) == 1 else 'all'}.npz")
         save_widened(fitted, options.widen, path)
         rows += scores([recording for recording in recordings if recording.dataset in fold], path)

@@ -61,7 +61,7 @@ def test_recordings_of_a_cell_that_are_scaled_unalike_cost() -> None:
 
     def cost(scale: float) -> float:
         mu = torch.stack([counts[0] * scale, counts[1] / scale]) + 1e-3
-        return float(train_calcium.loss(lambda *_: (mu, torch.zeros(2)), batch)[0])  # type: ignore[arg-type,return-value]
+        return float(train_calcium.loss(lambda *_: (mu, torch.zeros(2)), batch, 0.5)[0])  # type: ignore[arg-type,return-value]
 
     assert cost(1.0) < cost(1.5) < cost(2.0)
 

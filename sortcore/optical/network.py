@@ -73,8 +73,8 @@ class CalciumNetwork(nn.Module):
                 summary = summary + torch.relu(self.pooled(torch.cat([hidden.mean(2), (hidden.square().mean(2) + 1e-6).sqrt()], 1)))
             scale, shift = film(summary)[:, :, None].chunk(2, dim=1)
             hidden = hidden + torch.relu((1 + scale) * layer(hidden) + shift)
-        per_second = 10 * nn.functional.softplus(self.rate(hidden)).transpose(1, 2).reshape(n, n_frames)
-        return per_second / fs[:, None], self.uncertainty(summary)[:, 0]
+        per_second = 10 * nn.functional.softplus(self.rate(hidden).float()).transpose(1, 2).reshape(n, n_frames)
+        return per_second / fs[:, None], self.uncertainty(summary)[:, 0].float()
 
 
 @dataclass(frozen=True)
