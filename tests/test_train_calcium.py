@@ -11,7 +11,7 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from scipy.stats import nbinom
 
-from benchmarks import calcium_cells, train_calcium
+from benchmarks import calcium_cells, calcium_stretches, train_calcium
 from sortcore.optical import network as net
 from sortcore.optical.inputs import INPUTS
 
@@ -68,9 +68,9 @@ def test_recordings_of_a_cell_that_are_scaled_unalike_cost() -> None:
 
 def test_a_bank_without_a_data_set_draws_none_of_its_cells() -> None:
     rng = np.random.default_rng(4)
-    recordings = [train_calcium.Recording(name, i, 20.0, *calcium_cells.draw_trace(rng, 1100)[:2])
+    recordings = [calcium_stretches.Recording(name, i, 20.0, *calcium_cells.draw_trace(rng, 1100)[:2])
                   for i, name in enumerate(["DS01", "DS01", "DS02"])]
-    bank = train_calcium.recorded_bank(recordings, 2, 0)
+    bank = calcium_stretches.recorded_bank(recordings, 0, variants=2)
     assert bank.datasets == ["DS01", "DS01", "DS02"] * 2 and bank.chance.sum() == pytest.approx(1)
     left = bank.without(["DS01"])
     assert left.datasets == ["DS02"] * 2 and left.chance.sum() == pytest.approx(1)
@@ -82,10 +82,10 @@ def test_a_bank_without_a_data_set_draws_none_of_its_cells() -> None:
 def test_stretches_cover_a_recording_and_keep_its_spikes() -> None:
     rng = np.random.default_rng(1)
     counts = rng.poisson(0.1, 5003).astype(float)
-    stretches = list(train_calcium.cut(rng.standard_normal(5003), counts, 60.0, 2))
-    assert all(inputs.shape == (INPUTS, train_calcium.STRETCH) for inputs, *_ in stretches)
-    assert stretches[0][1].sum() == counts[: 2 * train_calcium.STRETCH].sum()
-    (_, short, _, fs, frames), = train_calcium.cut(rng.standard_normal(101), np.ones(101), 60.0, 2)
+    stretches = list(calcium_stretches.cut(rng.standard_normal(5003), counts, 60.0, 2))
+    assert all(inputs.shape == (INPUTS, calcium_stretches.STRETCH) for inputs, *_ in stretches)
+    assert stretches[0][1].sum() == counts[: 2 * calcium_stretches.STRETCH].sum()
+    (_, short, _, fs, frames), = calcium_stretches.cut(rng.standard_normal(101), np.ones(101), 60.0, 2)
     assert short.sum() == 101 and frames == 51 and fs == 30.0
 
 
