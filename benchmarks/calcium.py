@@ -59,6 +59,7 @@ def speed() -> None:
         "automatic AR(1)": (lambda: sc.infer_ar1(y, FS), lambda: deconvolve(y, b_nonneg=False)),
         "exact AR(2)": (lambda: solve_ar2(y, kernel, 0.5), lambda: deconvolve(y, g=(None, None), b_nonneg=False)),
         "automatic default": (lambda: sc.infer_calcium(y, FS), lambda: deconvolve(y, g=(None, None), b_nonneg=False)),
+        "network": (lambda: sc.infer_network(y, FS), lambda: deconvolve(y, g=(None, None), b_nonneg=False)),
     }
     for name, (ours, theirs) in rows.items():
         a, b = fastest(ours), fastest(theirs, 3)

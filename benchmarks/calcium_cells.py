@@ -17,16 +17,21 @@ from scipy.signal import lfilter
 
 STEPS_PER_S = 150
 LARGEST_RATE_HZ = 200.0
-WARM_UP_S = 8.0
+WARM_UP_S = 12.0
+ON, OFF, SLACK = 2.5, 0.05, 0.3  # times the rate while a cell is on and off; how far past the crossing it goes on
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is drawn of a cell; times in seconds, rates in spikes a second, `size` the dF/F of one spike."""
+    """What is drawn of a cell; times in seconds, rates in spikes a second, `size` the dF/F of one spike.
+
+    The rate follows a slow Gaussian process: as its exponential, or, where `switching` is not 0, on and off where it crosses that.
+    """
 
     rate: float
     fluctuation: float
     fluctuation_s: float
+    switching: float
     bursting: float
     interval: float
     refractory: float
@@ -55,24 +60,26 @@ def draw_cell(rng: np.random.Generator) -> Cell:
     if rng.random() < 0.65:
         rate, fluctuation = between(rng, 0.05, 12), rng.uniform(0, 2.2)
         bursting = rng.uniform(0, 0.75) if rng.random() < 0.5 else 0.0
-        size_range = (0.01, 1.0)
+        size_range, half_range = (0.01, 1.0), (1.5, 60.0)
     else:
-        rate, fluctuation, bursting = between(rng, 1, 50), rng.uniform(0.2, 2.0), 0.0
-        size_range = (0.003, 0.15)
-    decay = between(rng, 0.08, 3.0)
-    rise = min(between(rng, 0.004, 0.4), 0.5 * decay)
-    hill, half, resting, size = draw_response(rng, size_range)
-    return Cell(rate * (1 - bursting), fluctuation, between(rng, 0.05, 8), bursting, between(rng, 0.004, 0.03),
+        rate, fluctuation, bursting = between(rng, 1, 60), rng.uniform(0.2, 2.0), 0.0
+        size_range, half_range = (0.0005, 0.15), (3.0, 300.0)
+    switching = rng.uniform(0.1, 1.5) if rng.random() < 0.2 else 0.0
+    decay = between(rng, 0.08, 5.0)
+    rise = min(between(rng, 0.004, 0.6), 0.5 * decay)
+    hill, half, resting, size = draw_response(rng, size_range, half_range)
+    return Cell(rate * (1 - bursting), fluctuation, between(rng, 0.05, 8), switching, bursting, between(rng, 0.004, 0.03),
                 between(rng, 0.002, 0.01), rise, decay, rng.uniform(0, 0.4) if rng.random() < 0.3 else 0.0,
                 decay * between(rng, 3, 8), hill, half, resting, size)
 
 
-def draw_response(rng: np.random.Generator, size_range: tuple[float, float]) -> tuple[float, float, float, float]:
+def draw_response(rng: np.random.Generator, size_range: tuple[float, float],
+                  half_range: tuple[float, float]) -> tuple[float, float, float, float]:
     """Hill exponent (0 for a linear indicator), half point and resting calcium in spikes, and the size of one spike."""
     if rng.random() < 0.3:
         return 0.0, 1.0, 0.0, between(rng, *size_range)
     while True:
-        hill, half, resting, most = rng.uniform(1, 3), between(rng, 1.5, 60), rng.uniform(0, 0.7), between(rng, 0.6, 12)
+        hill, half, resting, most = rng.uniform(1, 3), between(rng, *half_range), rng.uniform(0, 0.7), between(rng, 0.6, 12)
         size = most * (saturated(1 + resting, hill, half) - saturated(resting, hill, half))
         if size_range[0] < size < size_range[1]:
             return hill, half, resting, size
@@ -88,7 +95,8 @@ def saturated(calcium: float, hill: float, half: float) -> float:
 def fire(rng: np.random.Generator, n_frames: int, fs: float, cell: tuple,
          second_half: float) -> tuple[np.ndarray, np.ndarray]:
     """(T,) fluorescence and (T,) spike counts; in the second half the rate is `second_half` times as high."""
-    rate, fluctuation, fluctuation_s, bursting, interval, refractory, rise, decay, slow_share, slow, hill, half, resting, size = cell
+    rate, fluctuation, fluctuation_s, switching, bursting, interval, refractory, rise, decay = cell[:9]
+    slow_share, slow, hill, half, resting, size = cell[9:]
     steps = max(1, int(np.ceil(STEPS_PER_S / fs)))
     dt = 1 / (fs * steps)
     keep_state, keep_fast, keep_slow, keep_rise = np.exp(-dt / fluctuation_s), np.exp(-dt / decay), np.exp(-dt / slow), np.exp(-dt / rise)
@@ -96,12 +104,17 @@ def fire(rng: np.random.Generator, n_frames: int, fs: float, cell: tuple,
     one_spike = saturated(1 + resting, hill, half) - rest if hill else 1.0
     light, counts = np.zeros(n_frames), np.zeros(n_frames)
     state, fast, lasting, risen, free_at, next_in_burst, now = rng.standard_normal(), 0.0, 0.0, 0.0, 0.0, -1.0, 0.0
+    on = state > switching
     for frame in range(-int(WARM_UP_S * fs), n_frames):
         here = rate * (second_half if frame >= n_frames // 2 else 1.0)
         for _ in range(steps):
             now += dt
             state = keep_state * state + np.sqrt(1 - keep_state**2) * rng.standard_normal()
-            wanted = min(here * np.exp(fluctuation * state - 0.5 * fluctuation**2), LARGEST_RATE_HZ)
+            if switching:
+                on = state > switching + (-SLACK if on else SLACK)
+                wanted = min(here * (ON if on else OFF), LARGEST_RATE_HZ)
+            else:
+                wanted = min(here * np.exp(fluctuation * state - 0.5 * fluctuation**2), LARGEST_RATE_HZ)
             spikes = 0
             if next_in_burst > 0 and now >= next_in_burst:
                 spikes, next_in_burst = 1, -1.0

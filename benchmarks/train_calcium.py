@@ -6,10 +6,11 @@
     python -m benchmarks.train_calcium --truth TRUTH.npz --leave-out all          simulation alone, scored on every data set
 
 TRUTH.npz holds dff (all recordings end to end) cut by dff_offsets, spike_times_s cut by spike_offsets and relative to the
-instant of the first frame, and fs, dataset and neuron, one per recording. --start takes weights to begin with.
+instant of the first frame, and fs, dataset and neuron, one per recording. --start takes weights to begin with: those of a training on
+simulated traces are left beside --out.
 The loss of a pair of stretches of one cell: 1 - r, r the correlation of prediction and truth smoothed with SMOOTH_S, pooled
-over the pair, so that the scale must agree between recordings; the Poisson log likelihood of the counts of frames; and the
-negative binomial one of the total.
+over the pair; the squared difference of their log ratios of predicted to true total, so that recordings of a cell are scaled
+alike; the Poisson log likelihood of the counts of frames; and the negative binomial one of the total.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,113 +28,37 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d
 
-from benchmarks.calcium_cells import between, draw_trace
+from benchmarks.calcium_stretches import Bank, Recording, read_truth, recorded_bank, simulated_bank
 from sortcore.optical import network as net
 from sortcore.optical.calcium import infer_calcium
 from sortcore.optical.combined import combine
 
-STRETCH = 1024  # frames
+RUNS = 2  # of the training on recordings, whose weights are averaged
 SMOOTH_S = 0.2
-BATCH = 32
+WAYS = ("network", "deconvolution", "sum")
+PAIRS = 16  # of a batch
 POISSON, TOTAL = 0.15, 0.1
+FEW_SPIKES = 3.0  # added to totals before their logarithm is taken
 
 
 @dataclass(frozen=True)
-class Recording:
-    dataset: str
-    neuron: int
-    fs: float
-    dff: np.ndarray
-    counts: np.ndarray
+class Stage:
+    """How one part of the training goes.
+
+    rate: largest learning rate
+    scale: weight of the loss that asks for one scale in all recordings of a cell
+    summary_noise: sd added to summaries: there are few recorded cells, which must not be told apart by theirs
+    simulated: pairs of a batch that are of simulated cells, of PAIRS
+    """
+
+    rate: float
+    scale: float
+    summary_noise: float
+    simulated: int
 
 
-@dataclass(frozen=True)
-class Bank:
-    """Stretches to train on: inputs (n, 3, STRETCH), counts (n, STRETCH), features (n, F), fs (n,), frames (n,); rows of one
-    cell in `groups`, with the chance that a cell is drawn."""
-
-    inputs: np.ndarray
-    counts: np.ndarray
-    features: np.ndarray
-    fs: np.ndarray
-    frames: np.ndarray
-    groups: list[np.ndarray]
-    chance: np.ndarray
-
-    def draw(self, rng: np.random.Generator, n_pairs: int) -> list[np.ndarray]:
-        cells = rng.choice(len(self.groups), n_pairs, p=self.chance)
-        rows = np.concatenate([rng.choice(self.groups[c], 2, replace=len(self.groups[c]) < 2) for c in cells])
-        return [values[rows].astype(np.float32) for values in (self.inputs, self.counts, self.features, self.fs, self.frames)]
-
-
-def read_truth(path: Path) -> list[Recording]:
-    with np.load(path) as z:
-        dff, spikes, cuts, spike_cuts = z["dff"], z["spike_times_s"], z["dff_offsets"], z["spike_offsets"]
-        out = []
-        for i, (fs, dataset, neuron) in enumerate(zip(z["fs"], z["dataset"], z["neuron"], strict=True)):
-            trace = dff[cuts[i] : cuts[i + 1]].astype(np.float64)
-            edges = (np.arange(len(trace) + 1) - 0.5) / fs
-            counts = np.histogram(spikes[spike_cuts[i] : spike_cuts[i + 1]], edges)[0]
-            out.append(Recording(str(dataset), int(neuron), float(fs), trace, counts.astype(np.float64)))
-    return out
-
-
-def simulated_bank(n_cells: int, seed: int) -> Bank:
-    rng = np.random.default_rng(seed)
-    stretches = []
-    for _ in range(n_cells):
-        trace, counts, fs = draw_trace(rng, 2 * STRETCH)
-        for half in (slice(0, STRETCH), slice(STRETCH, None)):
-            stretches.append(next(iter(cut(trace[half], counts[half], fs, 1))))
-    return gather(stretches, np.arange(2 * n_cells).reshape(-1, 2), np.full(n_cells, 1 / n_cells))
-
-
-def recorded_bank(recordings: Sequence[Recording], variants: int, seed: int) -> Bank:
-    """Every recording as it is and in variants: faster or slower, of fewer frames a second, brighter or dimmer, noisier."""
-    rng = np.random.default_rng(seed)
-    stretches: list[tuple] = []
-    rows: dict[tuple[str, int, int], list[int]] = {}
-    for variant in range(variants):
-        for recording in recordings:
-            new = list(cut(*varied(recording, rng, variant)))
-            rows.setdefault((recording.dataset, recording.neuron, variant), []).extend(range(len(stretches), len(stretches) + len(new)))
-            stretches.extend(new)
-    datasets = [key[0] for key in rows]
-    chance = np.array([1 / np.sqrt(datasets.count(dataset)) for dataset in datasets])
-    return gather(stretches, [np.array(r) for r in rows.values()], chance / chance.sum())
-
-
-def varied(recording: Recording, rng: np.random.Generator, variant: int) -> tuple[np.ndarray, np.ndarray, float, int]:
-    """Trace, counts, fs and how many frames to average."""
-    dff, fs = recording.dff, recording.fs
-    if variant == 0:
-        return dff, recording.counts, fs, net.frames_averaged(fs)
-    cell = np.random.default_rng((recording.neuron, variant))  # the recordings of a cell are as bright as each other
-    fs *= float(np.exp(rng.uniform(-0.35, 0.35)))
-    n = net.frames_averaged(fs)
-    if rng.random() < 0.3 and fs / n > 9:
-        n *= int(rng.integers(2, 4))
-    dff = dff * np.exp(cell.uniform(-0.3, 0.3))
-    if rng.random() < 0.5:
-        noise = np.median(np.abs(np.diff(dff))) / 0.954
-        dff = dff + rng.standard_normal(len(dff)) * noise * between(rng, 0.3, 4)
-    return dff, recording.counts, fs, n
-
-
-def cut(trace: np.ndarray, counts: np.ndarray, fs: float, n: int) -> Iterable[tuple]:
-    """Stretches of a recording, each overlapping the next by a quarter; the summary is that of the recording."""
-    inputs, features = net.standardise(net.average_frames(trace, n), fs / n)
-    summed = net.average_frames(np.concatenate([counts, np.zeros(-len(counts) % n)]), n) * n
-    last = max(0, len(summed) - STRETCH)
-    for start in sorted({*range(0, last, 3 * STRETCH // 4), last}):
-        part, spikes = inputs[:, start : start + STRETCH], summed[start : start + STRETCH]
-        short = STRETCH - len(spikes)
-        yield np.pad(part, ((0, 0), (0, short))).astype(np.float16), np.pad(spikes, (0, short)), features, fs / n, len(spikes)
-
-
-def gather(stretches: list[tuple], groups: Iterable[np.ndarray], chance: np.ndarray) -> Bank:
-    inputs, counts, features, fs, frames = (np.array(values) for values in zip(*stretches, strict=True))
-    return Bank(inputs, counts.astype(np.uint8), features, fs, frames, list(groups), chance)
+ON_SIMULATED = Stage(4e-3, 0.15, 0.05, PAIRS)
+ON_RECORDED = Stage(2e-3, 0.5, 0.25, 5)
 
 
 def smoothed(values: torch.Tensor, fs: torch.Tensor) -> torch.Tensor:
@@ -143,10 +68,11 @@ def smoothed(values: torch.Tensor, fs: torch.Tensor) -> torch.Tensor:
     return torch.fft.irfft(torch.fft.rfft(values, 2 * n) * torch.exp(-2 * (math.pi * SMOOTH_S * hertz) ** 2), 2 * n)[:, :n]
 
 
-def loss(network: net.CalciumNetwork, batch: list[torch.Tensor]) -> tuple[torch.Tensor, float]:
+def loss(network: net.CalciumNetwork, batch: list[torch.Tensor], scale_weight: float) -> tuple[torch.Tensor, float]:
     """The loss of pairs of stretches, and their mean correlation."""
     inputs, counts, features, fs, frames = batch
-    mu, log_v = network(inputs, features, fs)
+    with torch.autocast("cpu", torch.bfloat16):
+        mu, log_v = network(inputs, features, fs)
     mask = (torch.arange(inputs.shape[2])[None] < frames[:, None]).float()
     counts = counts * mask
     mu = mu * mask
@@ -155,8 +81,10 @@ def loss(network: net.CalciumNetwork, batch: list[torch.Tensor]) -> tuple[torch.
     fires = counts.reshape(len(r), -1).sum(1) > 0
     poisson = ((mu - counts * torch.log(mu + 1e-6)) * mask).sum(1) / (counts.sum(1) + 3)
     total = negative_binomial(counts.sum(1).reshape(-1, 2).sum(1), mu.sum(1).reshape(-1, 2).sum(1), log_v.reshape(-1, 2).mean(1))
+    off = torch.log(((mu * mask).sum(1) + FEW_SPIKES) / (counts.sum(1) + FEW_SPIKES)).reshape(-1, 2)
+    scale = (off[:, 0] - off[:, 1]).square().clamp(max=4)
     mean_r = (r * fires).sum() / fires.sum().clamp(min=1)
-    return ((1 - r) * fires).mean() + POISSON * poisson.mean() + TOTAL * total.mean(), float(mean_r.detach())
+    return ((1 - r) * fires).mean() + POISSON * poisson.mean() + TOTAL * total.mean() + scale_weight * scale.mean(), float(mean_r.detach())
 
 
 def correlation(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -174,19 +102,20 @@ def negative_binomial(count: torch.Tensor, mean: torch.Tensor, log_v: torch.Tens
     return -log_p
 
 
-def train(network: net.CalciumNetwork, banks: Sequence[Bank], steps: int, rate: float, seed: int) -> net.CalciumNetwork:
-    """The running mean of the weights over AdamW steps on batches that hold as much of each bank."""
+def train(network: net.CalciumNetwork, banks: Sequence[Bank], stage: Stage, steps: int, seed: int) -> net.CalciumNetwork:
+    """The running mean of the weights over AdamW steps; simulated cells are the first bank, recorded ones the second, if any."""
+    pairs = (stage.simulated, PAIRS - stage.simulated)[: len(banks)]
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     average = copy.deepcopy(network)
-    optimiser = torch.optim.AdamW(network.parameters(), rate, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
+    optimiser = torch.optim.AdamW(network.parameters(), stage.rate, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, stage.rate, total_steps=steps, pct_start=0.1)
     began, seen = time.perf_counter(), []
     for step in range(steps):
-        drawn = [bank.draw(rng, BATCH // 2 // len(banks)) for bank in banks]
+        drawn = [bank.draw(rng, n) for bank, n in zip(banks, pairs, strict=True)]
         batch = [torch.from_numpy(np.concatenate(values)) for values in zip(*drawn, strict=True)]
-        batch[2] = batch[2] + 0.05 * torch.randn_like(batch[2]) * network.spread
-        value, r = loss(network, batch)
+        batch[2] = batch[2] + stage.summary_noise * torch.randn_like(batch[2]) * network.spread
+        value, r = loss(network, batch, stage.scale)
         optimiser.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -202,6 +131,16 @@ def train(network: net.CalciumNetwork, banks: Sequence[Bank], steps: int, rate: 
     return average
 
 
+def fine_tuned(base: net.CalciumNetwork, banks: Sequence[Bank], steps: int, seed: int) -> net.CalciumNetwork:
+    """The mean of the weights of RUNS trainings on recordings that begin alike (Wortsman et al., ICML 2022)."""
+    runs = [train(copy.deepcopy(base), banks, ON_RECORDED, steps, seed + i) for i in range(RUNS)]
+    mean = copy.deepcopy(base)
+    with torch.no_grad():
+        for weight, *others in zip(mean.parameters(), *(run.parameters() for run in runs), strict=True):
+            weight.copy_(torch.stack([other.detach() for other in others]).mean(0))
+    return mean
+
+
 def fresh_network(bank: Bank, seed: int) -> net.CalciumNetwork:
     torch.manual_seed(seed)
     network = net.CalciumNetwork()
@@ -211,35 +150,37 @@ def fresh_network(bank: Bank, seed: int) -> net.CalciumNetwork:
 
 
 def scores(recordings: Sequence[Recording], weights: Path) -> list[dict]:
-    """One row a neuron: correlation at SMOOTH_S without the first and last second, also of the network combined with the deconvolution
-    (which never learns from data), true and predicted total, and its interval."""
+    """One row a neuron: correlation at SMOOTH_S without the first and last second, also of the deconvolution (which never learns from
+    data) and of the sum of both, true and predicted total, and its interval."""
     cells: dict[tuple[str, int], list[tuple]] = {}
     for one in recordings:
         found = net.infer_network(one.dff, one.fs, weights=weights)
         edge = math.ceil(one.fs)
         expected = np.nan_to_num(found.expected)
-        both = combine(expected, infer_calcium(one.dff, one.fs).activity)
-        three = [gaussian_filter1d(v, SMOOTH_S * one.fs, mode="nearest")[edge:-edge] for v in (expected, one.counts, both)]
-        cells.setdefault((one.dataset, one.neuron), []).append((*three, found.total, one.counts.sum(), found.gain_variance))
+        deconvolved = infer_calcium(one.dff, one.fs).activity
+        traces = (one.counts, expected, deconvolved, combine(expected, deconvolved))
+        smooth = [gaussian_filter1d(v, SMOOTH_S * one.fs, mode="nearest")[edge:-edge] for v in traces]
+        cells.setdefault((one.dataset, one.neuron), []).append((*smooth, found.total, one.counts.sum(), found.gain_variance))
     rows = []
     for (dataset, neuron), parts in cells.items():
-        predicted, true, both = (np.concatenate([part[i] for part in parts]) for i in (0, 1, 2))
-        total, count, variance = (np.array([part[i] for part in parts]) for i in (3, 4, 5))
+        true, *inferred = (np.concatenate([part[i] for part in parts]) for i in range(4))
+        total, count, variance = (np.array([part[i] for part in parts]) for i in (4, 5, 6))
         low, high = net.count_interval(total.sum(), variance.mean(), 0.9)
-        r, combined = (float(np.corrcoef(found, true)[0, 1]) if true.any() and found.any() else 0.0 for found in (predicted, both))
-        rows.append(dict(dataset=dataset, neuron=neuron, r=r, combined=combined, fires=bool(true.any()), predicted=float(total.sum()),
-                         true=float(count.sum()), gain_variance=float(variance.mean()), low=float(low), high=float(high)))
+        r = [float(np.corrcoef(found, true)[0, 1]) if true.any() and found.any() else 0.0 for found in inferred]
+        rows.append(dict(dataset=dataset, neuron=neuron, **dict(zip(WAYS, r, strict=True)), fires=bool(true.any()),
+                         predicted=float(total.sum()), true=float(count.sum()), gain_variance=float(variance.mean()), low=float(low),
+                         high=float(high)))
     return rows
 
 
 def report(rows: list[dict]) -> None:
-    means, combined = [], []
+    medians = []
     for dataset in sorted({row["dataset"] for row in rows}):
         these = [row for row in rows if row["dataset"] == dataset]
-        means.append(np.median([row["r"] for row in these if row["fires"]]))
-        combined.append(np.median([row["combined"] for row in these if row["fires"]]))
-        print(f"{dataset:42s} n={len(these):3d}  r={means[-1]:.3f}  combined {combined[-1]:.3f}  {counting(these)}", flush=True)
-    print(json.dumps(dict(mean_r=round(float(np.mean(means)), 4), combined=round(float(np.mean(combined)), 4))), counting(rows), flush=True)
+        medians.append([float(np.median([row[way] for row in these if row["fires"]])) for way in WAYS])
+        ways = "  ".join(f"{way} {r:.3f}" for way, r in zip(WAYS, medians[-1], strict=True))
+        print(f"{dataset:42s} n={len(these):3d}  {ways}  {counting(these)}", flush=True)
+    print(json.dumps(dict(zip(WAYS, np.mean(medians, 0).round(4).tolist(), strict=True))), counting(rows), flush=True)
 
 
 def counting(rows: list[dict]) -> str:
@@ -263,8 +204,8 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="weights of a network trained on simulated traces, instead of training it")
     parser.add_argument("--leave-out", help="each, all, or the beginnings of some data sets' names, as in DS09,DS14, each left out in turn")
     parser.add_argument("--cells", type=int, default=4000, help="simulated cells")
-    parser.add_argument("--steps", type=int, default=1500, help="steps on simulated traces")
-    parser.add_argument("--steps-recorded", type=int, default=300, help="steps on simulated and recorded traces")
+    parser.add_argument("--steps", type=int, default=4000, help="steps on simulated traces")
+    parser.add_argument("--steps-recorded", type=int, default=500, help="steps on simulated and recorded traces")
     parser.add_argument("--widen", type=float, default=1.0, help="times the variance of the gain, so that intervals hold on new data sets")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -273,11 +214,13 @@ def main() -> None:
     if options.start:
         base = copy.deepcopy(net.load_network(options.start)).requires_grad_(True).train()
     else:
-        base = train(fresh_network(simulated, options.seed), [simulated], options.steps, 4e-3, options.seed)
+        base = train(fresh_network(simulated, options.seed), [simulated], ON_SIMULATED, options.steps, options.seed)
+        net.save_network(base, options.out.with_name(f"{options.out.stem}-simulated.npz"))
     recordings = read_truth(options.truth) if options.truth else []
+    recorded = recorded_bank(recordings, options.seed) if recordings else None
     if not options.leave_out:
-        if recordings:
-            base = train(base, [simulated, recorded_bank(recordings, 4, options.seed)], options.steps_recorded, 2e-3, options.seed)
+        if recorded:
+            base = fine_tuned(base, [simulated, recorded], options.steps_recorded, options.seed)
         save_widened(base, options.widen, options.out)
         return
     names = sorted({recording.dataset for recording in recordings})
@@ -285,10 +228,10 @@ def main() -> None:
     folds = [names] if options.leave_out == "all" else [[name] for name in names if name.startswith(left_out)]
     rows: list[dict] = []
     for fold in folds:
-        known = [recording for recording in recordings if recording.dataset not in fold]
+        known = recorded.without(fold) if recorded else None
         fitted = copy.deepcopy(base)
-        if known:
-            fitted = train(fitted, [simulated, recorded_bank(known, 4, options.seed)], options.steps_recorded, 2e-3, options.seed)
+        if known and known.groups:
+            fitted = fine_tuned(base, [simulated, known], options.steps_recorded, options.seed)
         path = options.out.with_name(f"{options.out.stem}-without-{fold[0] if len(fold) == 1 else 'all'}.npz")
         save_widened(fitted, options.widen, path)
         rows += scores([recording for recording in recordings if recording.dataset in fold], path)

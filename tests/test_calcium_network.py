@@ -11,6 +11,7 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.stats import nbinom
 
 from sortcore.errors import ModelError
+from sortcore.optical import inputs as given
 from sortcore.optical import network as net
 from sortcore.optical.network import infer_network
 
@@ -146,7 +147,7 @@ def test_intervals_hold_what_they_say_of_a_gamma_poisson_count() -> None:
 def test_moments_of_differences_against_the_obvious() -> None:
     x = np.random.default_rng(0).standard_normal(300).astype(np.float32)
     lags = np.array([1, 4, 50])
-    square, cube = net.difference_moments(x, lags, np.float32(2.0))
+    square, cube = given.difference_moments(x, lags, np.float32(2.0))
     steps = [np.clip(x[lag:] - x[:-lag], -2, 2) for lag in lags]
     np.testing.assert_allclose(square, [np.mean(s.astype(float) ** 2) for s in steps], rtol=1e-5)
     np.testing.assert_allclose(cube, [np.mean(s.astype(float) ** 3) for s in steps], rtol=1e-4, atol=1e-6)
@@ -155,14 +156,32 @@ def test_moments_of_differences_against_the_obvious() -> None:
 def test_the_baseline_follows_a_drift_and_not_the_transients() -> None:
     trace, _ = planted(5, seconds=600.0, noise=0.01)
     drift = 0.5 * np.sin(np.arange(len(trace)) / 30 * 2 * np.pi / 600)
-    moved = net.running_baseline(trace + drift, 30.0) - net.running_baseline(trace, 30.0)
+    moved = given.running_baseline(trace + drift, 30.0) - given.running_baseline(trace, 30.0)
     assert np.abs(moved - drift)[450:-450].max() < 0.1
 
 
 def test_the_features_do_not_depend_on_how_many_frames_a_trace_has() -> None:
     trace, _ = planted(6, seconds=400.0)
-    half, whole = net.standardise(trace[:6000], 30.0)[1], net.standardise(trace, 30.0)[1]
-    np.testing.assert_allclose(half, whole, atol=0.35)
+    half, whole = given.standardise(trace[:6000], 30.0)[1], given.standardise(trace, 30.0)[1]
+    assert half.shape == (given.N_FEATURES,)
+    np.testing.assert_allclose(half, whole, atol=0.5)
+
+
+def test_the_deconvolution_that_the_network_sees_finds_planted_decay_and_sizes() -> None:
+    trace, counts = planted(7, seconds=100.0, size=0.3, decay=0.5)
+    inputs, features = given.deconvolved(trace, 30.0)
+    assert inputs.shape == (3, 3000) and np.exp(features[0]) == pytest.approx(0.5, rel=0.7) and np.exp(features[1]) < 0.1
+    in_dff = np.sinh(inputs[2]) * given.DFF_SCALE
+    assert in_dff.sum() == pytest.approx(0.3 * counts.sum(), rel=0.3)
+    assert smooth_r(in_dff, counts, 30.0) > 0.9
+
+
+def test_a_brighter_trace_is_the_same_but_for_its_dff() -> None:
+    trace, _ = planted(8)
+    (inputs, features), (brighter, those) = given.deconvolved(trace, 30.0), given.deconvolved(3 * trace, 30.0)
+    np.testing.assert_allclose(brighter[:2], inputs[:2], rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(those, features, atol=1e-3)
+    np.testing.assert_allclose(np.sinh(brighter[2]), 3 * np.sinh(inputs[2]), rtol=1e-2, atol=1e-3)
 
 
 def test_weights_survive_being_saved(tmp_path: Path) -> None:

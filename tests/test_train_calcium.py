@@ -11,8 +11,9 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from scipy.stats import nbinom
 
-from benchmarks import calcium_cells, train_calcium
+from benchmarks import calcium_cells, calcium_stretches, train_calcium
 from sortcore.optical import network as net
+from sortcore.optical.inputs import INPUTS
 
 
 def test_cells_are_finite_and_fire_as_they_are_told() -> None:
@@ -20,10 +21,18 @@ def test_cells_are_finite_and_fire_as_they_are_told() -> None:
     for _ in range(30):
         trace, counts, fs = calcium_cells.draw_trace(rng, 300)
         assert trace.shape == counts.shape == (300,) and np.isfinite(trace).all() and 2 <= fs <= 31
-    cell = calcium_cells.Cell(5.0, 0.0, 1.0, 0.0, 0.01, 0.002, 0.01, 0.5, 0.0, 2.0, 0.0, 1.0, 0.0, 0.1)
+    cell = calcium_cells.Cell(5.0, 0.0, 1.0, 0.0, 0.0, 0.01, 0.002, 0.01, 0.5, 0.0, 2.0, 0.0, 1.0, 0.0, 0.1)
     light, counts = calcium_cells.fire(rng, 20000, 20.0, tuple(vars(cell).values()), 2.0)
     assert counts[:10000].sum() / 500 == pytest.approx(5.0, rel=0.1) and counts[10000:].sum() / 500 == pytest.approx(10.0, rel=0.1)
     assert light[:10000].mean() == pytest.approx(5.0 * 0.5 * 0.1, rel=0.1)  # rate x decay x size
+
+
+def test_a_cell_that_switches_is_on_or_off() -> None:
+    cell = calcium_cells.Cell(20.0, 0.0, 2.0, 0.5, 0.0, 0.01, 0.002, 0.01, 0.5, 0.0, 2.0, 0.0, 1.0, 0.0, 0.1)
+    _, counts = calcium_cells.fire(np.random.default_rng(1), 20000, 20.0, tuple(vars(cell).values()), 1.0)
+    rates = np.sort(counts.reshape(-1, 20).sum(1))  # of seconds
+    assert np.median(rates[:600]) == pytest.approx(20 * calcium_cells.OFF, abs=1.0)
+    assert np.median(rates[-100:]) == pytest.approx(20 * calcium_cells.ON, rel=0.3)
 
 
 def test_the_same_seed_gives_the_same_cells() -> None:
@@ -45,13 +54,38 @@ def test_the_loss_is_made_of_what_it_says() -> None:
     np.testing.assert_allclose(smooth, gaussian_filter1d(a, 4.0, mode="constant", truncate=8), atol=1e-4)
 
 
+def test_recordings_of_a_cell_that_are_scaled_unalike_cost() -> None:
+    fs, frames, counts = torch.full((2,), 20.0), torch.full((2,), 200), torch.zeros(2, 200)
+    counts[:, ::10] = 1.0
+    batch = [torch.zeros(2, 3, 200), counts, torch.zeros(2, 5), fs, frames]
+
+    def cost(scale: float) -> float:
+        mu = torch.stack([counts[0] * scale, counts[1] / scale]) + 1e-3
+        return float(train_calcium.loss(lambda *_: (mu, torch.zeros(2)), batch, 0.5)[0])  # type: ignore[arg-type,return-value]
+
+    assert cost(1.0) < cost(1.5) < cost(2.0)
+
+
+def test_a_bank_without_a_data_set_draws_none_of_its_cells() -> None:
+    rng = np.random.default_rng(4)
+    recordings = [calcium_stretches.Recording(name, i, 20.0, *calcium_cells.draw_trace(rng, 1100)[:2])
+                  for i, name in enumerate(["DS01", "DS01", "DS02"])]
+    bank = calcium_stretches.recorded_bank(recordings, 0, variants=2)
+    assert bank.datasets == ["DS01", "DS01", "DS02"] * 2 and bank.chance.sum() == pytest.approx(1)
+    left = bank.without(["DS01"])
+    assert left.datasets == ["DS02"] * 2 and left.chance.sum() == pytest.approx(1)
+    rows = set(np.concatenate(left.groups))
+    others = set(np.concatenate([g for g, name in zip(bank.groups, bank.datasets, strict=True) if name == "DS01"]))
+    assert rows and not rows & others
+
+
 def test_stretches_cover_a_recording_and_keep_its_spikes() -> None:
     rng = np.random.default_rng(1)
     counts = rng.poisson(0.1, 5003).astype(float)
-    stretches = list(train_calcium.cut(rng.standard_normal(5003), counts, 60.0, 2))
-    assert all(inputs.shape == (net.INPUTS, train_calcium.STRETCH) for inputs, *_ in stretches)
-    assert stretches[0][1].sum() == counts[: 2 * train_calcium.STRETCH].sum()
-    (_, short, _, fs, frames), = train_calcium.cut(rng.standard_normal(101), np.ones(101), 60.0, 2)
+    stretches = list(calcium_stretches.cut(rng.standard_normal(5003), counts, 60.0, 2))
+    assert all(inputs.shape == (INPUTS, calcium_stretches.STRETCH) for inputs, *_ in stretches)
+    assert stretches[0][1].sum() == counts[: 2 * calcium_stretches.STRETCH].sum()
+    (_, short, _, fs, frames), = calcium_stretches.cut(rng.standard_normal(101), np.ones(101), 60.0, 2)
     assert short.sum() == 101 and frames == 51 and fs == 30.0
 
 

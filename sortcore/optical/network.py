@@ -6,10 +6,12 @@ mu_t is the expected number of spikes of a frame; the gain is one number per neu
 guessed from a trace. Counts and totals are then negative binomial: E = M, Var = M + v M^2.
 
 What makes one set of weights serve all indicators and frame rates: traces faster than MAX_RATE are averaged over whole frames
-first; a trace comes in units of its own noise and of its own peaks; and the layers are modulated (FiLM; Perez et al., AAAI
-2018) by a summary of the trace: frame rate, noise, size, and how its differences over LAGS_S spread and lean, which tells rise
-and decay. `benchmarks/train_calcium.py` trains the weights on simulated traces, as CASCADE (Rupprecht et al., Nat Neurosci
-2021) does on resampled ground truth, and on recordings where they are given.
+first; a trace comes in units of its own noise and of its own peaks; beside it comes its exact deconvolution (`estimate`, `ar2`),
+which knows what the indicator does to spikes, while the network knows what cells and recordings do; and the layers are modulated
+(FiLM; Perez et al., AAAI 2018) by a summary of the trace: frame rate, noise, size, how its differences over LAGS_S spread and
+lean, the estimated rise and decay, and the size of the deconvolved activity. `benchmarks/train_calcium.py` trains the weights on
+simulated traces, as CASCADE (Rupprecht et al., Nat Neurosci 2021) does on resampled ground truth, and on recordings where they
+are given.
 """
 
 from __future__ import annotations
@@ -18,37 +20,30 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import numba
 import numpy as np
 import torch
-from scipy.ndimage import uniform_filter1d
 from scipy.stats import nbinom
 from torch import nn
 
 from sortcore.errors import ModelError
+from sortcore.optical.inputs import INPUTS, N_FEATURES, average_frames, frames_averaged, standardise
 from sortcore.optical.traces import check_traces, filled
 from sortcore.optical.weights import load_weights, save_weights
 from sortcore.progress import Track, silent
+from sortcore.workers import in_order
 
 WEIGHTS = Path(__file__).with_name("calcium_network.npz")
-DFF_SCALE = np.float32(0.1)
-MAX_RATE = 31.0  # frames per second that the network sees at most
 BLOCK = 4  # frames that a hidden sample stands for
-INPUTS = 3
 CHANNELS = 48
 DILATIONS = (1, 2, 4, 8, 2, 1)
 POOLED = 2  # layers before the learned part of the summary is taken
-LAGS_S = (0.04, 0.07, 0.12, 0.2, 0.35, 0.6, 1.0, 1.8, 3.2, 5.5)
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.9, 0.97)
-N_FEATURES = 4 + 2 * len(LAGS_S) + len(QUANTILES) + 1
-BASELINE_BLOCK_S, BASELINE_BLOCKS, BASELINE_RANK = 0.5, 30, 6
 FRAMES_AT_ONCE = 1 << 18
 MIN_FRAMES = 16
 LARGEST_DFF = 20.0
 
 
 class CalciumNetwork(nn.Module):
-    """mu (B, T) per frame and log v (B,) of standardised traces (B, 3, T) with summaries (B, F) at fs (B,); T a multiple of BLOCK."""
+    """mu (B, T) per frame and log v (B,) of standardised traces (B, 6, T) with summaries (B, F) at fs (B,); T a multiple of BLOCK."""
 
     centre: torch.Tensor
     spread: torch.Tensor
@@ -78,69 +73,8 @@ class CalciumNetwork(nn.Module):
                 summary = summary + torch.relu(self.pooled(torch.cat([hidden.mean(2), (hidden.square().mean(2) + 1e-6).sqrt()], 1)))
             scale, shift = film(summary)[:, :, None].chunk(2, dim=1)
             hidden = hidden + torch.relu((1 + scale) * layer(hidden) + shift)
-        per_second = 10 * nn.functional.softplus(self.rate(hidden)).transpose(1, 2).reshape(n, n_frames)
-        return per_second / fs[:, None], self.uncertainty(summary)[:, 0]
-
-
-def frames_averaged(fs: float) -> int:
-    """Frames that are averaged into one so that at most MAX_RATE a second are left."""
-    return max(1, int(np.ceil(fs / MAX_RATE)))
-
-
-def average_frames(values: np.ndarray, n: int) -> np.ndarray:
-    """(..., ceil(T / n)) means of n frames each; the last frame is repeated to fill the last."""
-    short = -values.shape[-1] % n
-    if short:
-        values = np.concatenate([values, np.repeat(values[..., -1:], short, axis=-1)], axis=-1)
-    return values.reshape(*values.shape[:-1], -1, n).mean(-1)
-
-
-def standardise(trace: np.ndarray, fs: float) -> tuple[np.ndarray, np.ndarray]:
-    """(3, T) float32 of a trace (T,) of finite dF/F: asinh(x / sigma), x / peak and asinh(x / DFF_SCALE); and (F,) its summary.
-
-    x is the trace less a running low quantile of its means over half seconds, sigma the noise by the median of |differences|,
-    peak the 99.5 % quantile of x.
-    """
-    sigma = np.median(np.abs(np.diff(trace))) / 0.9539 + 1e-6
-    x = (trace - running_baseline(trace, fs)).astype(np.float32)
-    in_order = np.sort(x)
-    at = (np.array([*QUANTILES, 0.995]) * (len(x) - 1)).astype(np.int64)
-    *quantiles, peak = in_order[at]
-    peak = max(float(peak), float(sigma))
-    lags = np.minimum(np.maximum(1, np.round(np.array(LAGS_S) * fs)), max(1, len(x) // 2 - 1)).astype(np.int64)
-    square, cube = difference_moments(x, lags, 1.2 * peak)
-    square = np.maximum(square, 1e-12)
-    shape = x / np.float32(peak)
-    power = float(np.mean(shape * shape)) + 1e-12
-    features = np.concatenate([
-        [np.log(sigma), np.log(peak), np.log(peak / sigma), np.log(fs)], 0.5 * np.log(square / sigma**2), cube / square**1.5,
-        np.array(quantiles) / peak, [float(np.mean(shape * shape * shape)) / power**1.5]])
-    return np.stack([np.arcsinh(x / np.float32(sigma)), np.clip(shape, -2, 3), np.arcsinh(x / DFF_SCALE)]), features.astype(np.float32)
-
-
-def running_baseline(trace: np.ndarray, fs: float) -> np.ndarray:
-    """(T,) low quantile of the means over half seconds within 15 s, smoothed."""
-    size = max(1, round(BASELINE_BLOCK_S * fs))
-    means = average_frames(trace, size)
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(means, BASELINE_BLOCKS, mode="symmetric"), 2 * BASELINE_BLOCKS + 1)
-    low = np.partition(windows, BASELINE_RANK, axis=1)[:, BASELINE_RANK]
-    centres = (np.arange(len(means)) + 0.5) * size - 0.5
-    return np.interp(np.arange(len(trace)), centres, uniform_filter1d(low, 9, mode="nearest"))
-
-
-@numba.njit(cache=True)
-def difference_moments(x: np.ndarray, lags: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
-    """Mean square and mean cube of x_{t+lag} - x_t, cut off at +-limit: the cube tells rises that are faster than decays."""
-    square, cube = np.zeros(len(lags)), np.zeros(len(lags))
-    for i in range(len(lags)):
-        lag = lags[i]
-        for t in range(len(x) - lag):
-            step = min(max(x[t + lag] - x[t], -limit), limit)
-            square[i] += step * step
-            cube[i] += step * step * step
-        square[i] /= max(1, len(x) - lag)
-        cube[i] /= max(1, len(x) - lag)
-    return square, cube
+        per_second = 10 * nn.functional.softplus(self.rate(hidden).float()).transpose(1, 2).reshape(n, n_frames)
+        return per_second / fs[:, None], self.uncertainty(summary)[:, 0].float()
 
 
 @dataclass(frozen=True)
@@ -211,7 +145,7 @@ def infer_batch(network: CalciumNetwork, traces: np.ndarray, fs: float) -> tuple
     expected, variance = np.full(traces.shape, np.nan, np.float32), np.full(len(traces), np.nan)
     rows = {k: row for k, row in enumerate(checked(trace) for trace in traces) if says_something(row)}
     if rows:
-        pairs = [standardise(average_frames(filled(row), n), fs / n) for row in rows.values()]
+        pairs = in_order(lambda row: standardise(average_frames(filled(row), n), fs / n), list(rows.values()))
         inputs, features = (np.stack(parts) for parts in zip(*pairs, strict=True))
         mu, log_v = run(network, inputs, features, fs / n)
         expected[list(rows)] = np.repeat(mu / n, n, axis=1)[:, : traces.shape[1]]
@@ -238,7 +172,7 @@ def says_something(trace: np.ndarray) -> bool:
 
 
 def run(network: CalciumNetwork, traces: np.ndarray, features: np.ndarray, fs: float) -> tuple[np.ndarray, np.ndarray]:
-    """mu (B, T) and log v (B,) of standardised traces (B, 3, T)."""
+    """mu (B, T) and log v (B,) of standardised traces (B, 6, T)."""
     n_frames = traces.shape[2]
     padded = np.pad(traces, ((0, 0), (0, 0), (0, -n_frames % BLOCK)), mode="edge")
     with torch.inference_mode():

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from scipy import sparse
 
 from sortcore.archive import writing
@@ -116,7 +117,8 @@ def draw_cells(ax: Axes, image: np.ndarray, footprints: sparse.csr_array, title:
             ax.contour(np.arange(picture.shape[1]) + left, np.arange(picture.shape[0]) + top, picture, levels=[LEVEL], colors=[color],
                        linewidths=0.8)
         if len(places) <= NUMBERED:
-            ax.text(places[k, 1], places[k, 0], str(k), color="white", fontsize=6.5, ha="center", va="center", clip_on=True)
+            ax.text(places[k, 1], places[k, 0], str(k), color="white", fontsize=6.5, ha="center", va="center", clip_on=True,
+                    path_effects=[withStroke(linewidth=1.2, foreground="black")])
 
 
 def draw_footprints(ax: Axes, result: MovieResult) -> None:
