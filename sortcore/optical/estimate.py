@@ -22,8 +22,8 @@ RISES_S = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
 PRIOR_DECAY_S, PRIOR_RISE_S = (1.0, 0.7), (0.05, 1.0)  # median and log sd; indicators in use decay in 0.2 to 3 s, rise in 0.01 to 0.3
 SHORTEST_RISE_S = 0.01  # rises shorter than this are alike to the prior
 START = (4, 2)
-BARRIER = 0.1  # noise variances: a gamma prior of this shape on each frame's activity
-ESTIMATE_FRAMES = 8000
+LARGEST_SHAPE = 0.5  # of a frame's activity, where frames are slow
+ESTIMATE_FRAMES = 40_000
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Assumptions:
     drift_sd_s: sd by which the baseline wanders in a second
     start_sd: sd of the baseline's start around the trace's lower fifth
     selectivity: nats that one per cent of the objective is worth against the prior over times
+    shape_per_s: activity is a gamma process: what it sums to in t seconds is gamma distributed with this shape times t; the smaller
+        it is, the fewer events make up most of the activity
     """
 
     penalty_sd: float = 1.2
@@ -42,6 +44,7 @@ class Assumptions:
     drift_sd_s: float = 0.0245
     start_sd: float = 10.0
     selectivity: float = 1.0
+    shape_per_s: float = 2.0
 
 
 def noise_level(y: np.ndarray) -> float:
@@ -59,12 +62,13 @@ def grid_kernel(fs: float, decay: float, rise: float) -> Exponentials:
     return exponential_kernel(fs, decay, rise)
 
 
-def fit_trace(y: np.ndarray, fs: float, decay: float, rise: float, penalty_sd: float, given: Assumptions, free_baseline: bool,
-              barrier: float = BARRIER) -> Deconvolution:
+def fit_trace(y: np.ndarray, fs: float, decay: float, rise: float, penalty_sd: float, given: Assumptions,
+              free_baseline: bool) -> Deconvolution:
     """Deconvolve a trace (T,) whose noise has variance 1 and whose baseline is near 0."""
     kernel = grid_kernel(fs, decay, rise)
     drift, spread = (given.drift_sd_s**2 / fs, given.start_sd**2) if free_baseline else (0.0, 0.0)
-    return solve_ar2(y, kernel, penalty_sd * kernel.norm, barrier=barrier, drift=drift, spread=spread)
+    shape = min(given.shape_per_s / fs, LARGEST_SHAPE)
+    return solve_ar2(y, kernel, penalty_sd * kernel.norm, barrier=shape, drift=drift, spread=spread)
 
 
 def busiest(y: np.ndarray, n_frames: int) -> np.ndarray:
