@@ -156,6 +156,28 @@ def test_rise_and_decay_are_found(decay, rise):
     assert abs(np.log(found[0] / decay)) < 0.6 and abs(np.log(max(found[1], 0.01) / rise)) < 0.95
 
 
+def test_times_that_a_trace_does_not_tell_are_the_priors_and_given_ones_are_kept():
+    noise = np.random.default_rng(0).standard_normal(3000)
+    decay, rise = estimate_times(noise, FS, Assumptions())
+    assert 0.5 < decay < 2.0 and 0.02 < rise < 0.12
+    for given in (0.02, 0.3):
+        decay, rise = estimate_times(noise, FS, Assumptions(), decay=given)
+        assert decay == given and 0 < rise <= 0.5 * given
+    decay, rise = estimate_times(noise, FS, Assumptions(), rise=0.2)
+    assert rise == 0.2 and decay > 0.2
+
+
+def test_the_size_of_events_does_not_depend_on_the_frame_rate():
+    """The same cell, every frame of the slow recording the mean of eight of the fast one."""
+    kernel = exponential_kernel(40.0, 1.0, 0.05)
+    fast, s = planted(24_000, kernel, rate=0.02, noise=0.0, seed=2)
+    slow = fast.reshape(-1, 8).mean(axis=1)
+    rng = np.random.default_rng(3)
+    per_second = [sc.infer_calcium(y + 0.3 * rng.standard_normal(len(y)), fs).activity[1:].sum() / s.sum()
+                  for y, fs in ((fast, 40.0), (slow, 5.0))]
+    assert per_second[1] == pytest.approx(per_second[0], rel=0.25)
+
+
 def test_activity_is_found_without_delay_on_a_drifting_baseline():
     kernel = exponential_kernel(FS, 1.0, 0.1)
     y, s = planted(6000, kernel, rate=0.01, noise=0.2)

@@ -1,20 +1,20 @@
 """What a trace says of itself: noise, rise and decay of its indicator.
 
-The noise level is the median absolute difference of successive frames. Rise and decay are those whose penalised fit is best: the
-objective of the deconvolution itself, the penalty a stated number of noise sd of the kernel's matched filter, so that a kernel
-pays for every event by what it would take to see it. A log-normal prior over the times, centred on what indicators have, decides
-where the trace is silent; it weighs as much as one event.
+The noise level is the median absolute difference of successive frames. How well rise and decay fit is judged by the objective of
+the deconvolution itself, the penalty a stated number of noise sd of the kernel's matched filter, so that a kernel pays for every
+event by what it would take to see it. A log-normal prior over the times, centred on what indicators have, decides where the trace
+is silent; it weighs as much as one event. The times taken are the mean of their logarithms over the grid, each by its probability:
+a trace that cannot tell two times apart gets one between them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
 from sortcore.optical.ar2 import Deconvolution, solve_ar2
-from sortcore.optical.kernels import Exponentials, exponential_kernel
+from sortcore.optical.kernels import exponential_kernel
 
 MAD_OF_DIFFERENCES = 0.6745 * np.sqrt(2)
 DECAYS_S = (0.15, 0.25, 0.4, 0.65, 1.0, 1.6, 2.5, 4.0)
@@ -57,15 +57,10 @@ def noise_level(y: np.ndarray) -> float:
     return level if level > 0 else float(steps.std()) / np.sqrt(2)
 
 
-@lru_cache(maxsize=512)
-def grid_kernel(fs: float, decay: float, rise: float) -> Exponentials:
-    return exponential_kernel(fs, decay, rise)
-
-
 def fit_trace(y: np.ndarray, fs: float, decay: float, rise: float, penalty_sd: float, given: Assumptions,
               free_baseline: bool) -> Deconvolution:
     """Deconvolve a trace (T,) whose noise has variance 1 and whose baseline is near 0."""
-    kernel = grid_kernel(fs, decay, rise)
+    kernel = exponential_kernel(fs, decay, rise)
     drift, spread = (given.drift_sd_s**2 / fs, given.start_sd**2) if free_baseline else (0.0, 0.0)
     shape = min(given.shape_per_s / fs, LARGEST_SHAPE)
     return solve_ar2(y, kernel, penalty_sd * kernel.norm, barrier=shape, drift=drift, spread=spread)
@@ -85,7 +80,8 @@ def estimate_times(y: np.ndarray, fs: float, given: Assumptions, *, decay: float
                    free_baseline: bool = True) -> tuple[float, float]:
     """Decay and rise in seconds of a trace (T,) in units of its noise; those given are kept.
 
-    Steps from the prior's middle over the grid of times to the better neighbour, until there is none.
+    Steps from the prior's middle over the grid of times to the better neighbour, until there is none, and takes the mean over the
+    places seen: what is not seen lies beyond worse ones.
     """
     if decay is not None and rise is not None:
         return decay, rise
@@ -105,9 +101,17 @@ def estimate_times(y: np.ndarray, fs: float, given: Assumptions, *, decay: float
         return seen[i, j]
 
     at = (START[0] if decay is None else 0, START[1] if rise is None else 0)
+    while cost(*at) == np.inf:  # a decay that is given may be too short for the prior's rise
+        at = (at[0], at[1] - 1)
     while True:
         near = [(at[0] + a, at[1] + b) for a in (-1, 0, 1) for b in (-1, 0, 1)]
         best = min(near, key=lambda place: cost(*place))
         if best == at or cost(*best) >= cost(*at):
-            return decays[at[0]], rises[at[1]]
+            break
         at = best
+    weights = np.exp(cost(*at) - np.array(list(seen.values())))
+    if decay is None:
+        decay = float(np.exp(np.average(np.log([decays[i] for i, _ in seen]), weights=weights)))
+    if rise is None:
+        rise = min(float(np.exp(np.average(np.log([max(rises[j], SHORTEST_RISE_S) for _, j in seen]), weights=weights))), 0.5 * decay)
+    return decay, rise
