@@ -13,7 +13,7 @@ from sortcore.errors import ModelError
 from sortcore.optical.ar1 import ar1_gradient, solve_ar1, solve_ar1_l0
 from sortcore.optical.ar2 import solve_ar2, solve_to_noise
 from sortcore.optical.calcium import Destination
-from sortcore.optical.estimate import Assumptions, estimate_times, noise_level
+from sortcore.optical.estimate import Assumptions, estimate_times, noise_level, weights_of_dips
 from sortcore.optical.kernel import boxcar, solve_kernel, triangle
 from sortcore.optical.kernels import Exponentials, autoregressive_kernel, exponential_kernel, kkt_residual
 from sortcore.optical.stream import CalciumStream
@@ -190,6 +190,26 @@ def test_activity_is_found_without_delay_on_a_drifting_baseline():
     assert result.noise == pytest.approx(0.2, rel=0.1)
     events = result.activity[result.activity > 0.05]
     assert result.activity.min() >= 0 and events.sum() == pytest.approx(s.sum(), rel=0.3)
+
+
+def test_frames_where_the_cell_dims_count_less():
+    y, s = planted(3000, exponential_kernel(FS, 1.0, 0.05), rate=0.02, noise=0.2, seed=4)
+    rng = np.random.default_rng(5)
+    for start in rng.integers(0, 2990, 60):
+        y[start : start + 2] -= 2.0
+    smooth = np.hanning(13)
+    truth = np.convolve(s, smooth, "same")
+    r = [np.corrcoef(np.convolve(sc.infer_calcium(y, FS, assumptions=given).activity, smooth, "same"), truth)[0, 1]
+         for given in (Assumptions(), Assumptions(dip_sd=np.inf))]
+    assert r[0] > r[1] + 0.03
+
+
+def test_weights_of_dips():
+    e = np.random.default_rng(0).uniform(-1, 1, 200)
+    assert weights_of_dips(e, 3.0) is None and weights_of_dips(e, np.inf) is None
+    e[:3] = -6, 6, np.nan
+    np.testing.assert_allclose(weights_of_dips(e, 3.0), [0.25, *np.ones(199)])
+    np.testing.assert_allclose(weights_of_dips(10 * e, 3.0)[0], (3 * np.nanmedian(np.abs(10 * e)) / 0.6745 / 60) ** 2)
 
 
 def test_what_is_known_is_kept_and_scale_carries_over():

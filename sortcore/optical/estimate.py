@@ -16,7 +16,8 @@ import numpy as np
 from sortcore.optical.ar2 import Deconvolution, solve_ar2
 from sortcore.optical.kernels import exponential_kernel
 
-MAD_OF_DIFFERENCES = 0.6745 * np.sqrt(2)
+NORMAL_MAD = 0.6745  # median |e| of normal e of sd 1
+MAD_OF_DIFFERENCES = NORMAL_MAD * np.sqrt(2)
 DECAYS_S = (0.15, 0.25, 0.4, 0.65, 1.0, 1.6, 2.5, 4.0)
 RISES_S = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
 PRIOR_DECAY_S, PRIOR_RISE_S = (1.0, 0.7), (0.05, 1.0)  # median and log sd; indicators in use decay in 0.2 to 3 s, rise in 0.01 to 0.3
@@ -37,6 +38,7 @@ class Assumptions:
     selectivity: nats that one per cent of the objective is worth against the prior over times
     shape_per_s: activity is a gamma process: what it sums to in t seconds is gamma distributed with this shape times t; the smaller
         it is, the fewer events make up most of the activity
+    dip_sd: frames further below the fit than this count less; infinite for all frames alike
     """
 
     penalty_sd: float = 1.2
@@ -45,6 +47,7 @@ class Assumptions:
     start_sd: float = 10.0
     selectivity: float = 1.0
     shape_per_s: float = 2.0
+    dip_sd: float = 3.0
 
 
 def noise_level(y: np.ndarray) -> float:
@@ -58,12 +61,24 @@ def noise_level(y: np.ndarray) -> float:
 
 
 def fit_trace(y: np.ndarray, fs: float, decay: float, rise: float, penalty_sd: float, given: Assumptions,
-              free_baseline: bool) -> Deconvolution:
-    """Deconvolve a trace (T,) whose noise has variance 1 and whose baseline is near 0."""
+              free_baseline: bool, weights: np.ndarray | None = None) -> Deconvolution:
+    """Deconvolve a trace (T,) whose noise has variance 1 and whose baseline is near 0; weights (T,) are of its frames."""
     kernel = exponential_kernel(fs, decay, rise)
     drift, spread = (given.drift_sd_s**2 / fs, given.start_sd**2) if free_baseline else (0.0, 0.0)
     shape = min(given.shape_per_s / fs, LARGEST_SHAPE)
-    return solve_ar2(y, kernel, penalty_sd * kernel.norm, barrier=shape, drift=drift, spread=spread)
+    return solve_ar2(y, kernel, penalty_sd * kernel.norm, weights=weights, barrier=shape, drift=drift, spread=spread)
+
+
+def weights_of_dips(residual: np.ndarray, dip_sd: float) -> np.ndarray | None:
+    """(T,) weights of frames, from what a fit left of a trace whose noise has variance 1; None where all count alike.
+
+    A cell that moves out of its outline dims, and no activity explains that: a frame e below the fit gets the weight
+    min(1, (dip_sd v / e)^2), so that it pulls the less the deeper it lies. v = 1, or what the residual's median says where a kernel
+    that does not fit leaves more than noise. Frames above the fit keep their weight, for that is where activity starts.
+    """
+    limit = dip_sd * max(1.0, float(np.nanmedian(np.abs(residual))) / NORMAL_MAD)
+    depth = np.nan_to_num(-residual)
+    return (limit / np.maximum(depth, limit)) ** 2 if depth.max() > limit else None
 
 
 def busiest(y: np.ndarray, n_frames: int) -> np.ndarray:
