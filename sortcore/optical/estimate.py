@@ -23,8 +23,9 @@ RISES_S = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
 PRIOR_DECAY_S, PRIOR_RISE_S = (1.0, 0.7), (0.05, 1.0)  # median and log sd; indicators in use decay in 0.2 to 3 s, rise in 0.01 to 0.3
 SHORTEST_RISE_S = 0.01  # rises shorter than this are alike to the prior
 START = (4, 2)
+NEAR = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # steps over the grid
 LARGEST_SHAPE = 0.5  # of a frame's activity, where frames are slow
-ESTIMATE_FRAMES = 40_000
+ESTIMATE_FRAMES = 16_000
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def estimate_times(y: np.ndarray, fs: float, given: Assumptions, *, decay: float
     while cost(*at) == np.inf:  # a decay that is given may be too short for the prior's rise
         at = (at[0], at[1] - 1)
     while True:
-        near = [(at[0] + a, at[1] + b) for a in (-1, 0, 1) for b in (-1, 0, 1)]
+        near = [(at[0] + a, at[1] + b) for a, b in NEAR]
         best = min(near, key=lambda place: cost(*place))
         if best == at or cost(*best) >= cost(*at):
             break
