@@ -13,7 +13,7 @@ from sortcore.errors import ModelError
 from sortcore.optical.ar1 import ar1_gradient, solve_ar1, solve_ar1_l0
 from sortcore.optical.ar2 import solve_ar2, solve_to_noise
 from sortcore.optical.calcium import Destination
-from sortcore.optical.estimate import Assumptions, estimate_times, noise_level, weights_of_dips
+from sortcore.optical.estimate import Assumptions, estimate_times, median, noise_level, weights_of_dips
 from sortcore.optical.kernel import boxcar, solve_kernel, triangle
 from sortcore.optical.kernels import Exponentials, autoregressive_kernel, exponential_kernel, kkt_residual
 from sortcore.optical.stream import CalciumStream
@@ -202,6 +202,12 @@ def test_frames_where_the_cell_dims_count_less():
     r = [np.corrcoef(np.convolve(sc.infer_calcium(y, FS, assumptions=given).activity, smooth, "same"), truth)[0, 1]
          for given in (Assumptions(), Assumptions(dip_sd=np.inf))]
     assert r[0] > r[1] + 0.03
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 11, 1000])
+def test_the_median_is_numpys(n):
+    x = np.random.default_rng(n).standard_normal(n)
+    assert median(x) == np.median(x)
 
 
 def test_weights_of_dips():

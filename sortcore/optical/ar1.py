@@ -55,8 +55,10 @@ def solve_ar1_l0(y: np.ndarray, g: float, penalty: float, *, weights: np.ndarray
 
 def ar1_gradient(y: np.ndarray, c: np.ndarray, g: float, penalty: float, weights: np.ndarray | None = None) -> np.ndarray:
     """(T,) derivative of the objective of `solve_ar1` by s: for its KKT residual."""
-    error = np.nan_to_num(c - y) * (1.0 if weights is None else weights)
-    return _backward(error, g) + penalty
+    error = c - y
+    if np.isnan(error.sum()):
+        error = np.nan_to_num(error)
+    return _backward(error if weights is None else error * weights, g) + penalty
 
 
 def _checked(y: np.ndarray, g: float, penalty: float, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:

@@ -57,8 +57,15 @@ def noise_level(y: np.ndarray) -> float:
     steps = steps[np.isfinite(steps)]
     if not len(steps):
         return 0.0
-    level = float(np.median(np.abs(steps - np.median(steps)))) / MAD_OF_DIFFERENCES
+    level = median(np.abs(steps - median(steps))) / MAD_OF_DIFFERENCES
     return level if level > 0 else float(steps.std()) / np.sqrt(2)
+
+
+def median(x: np.ndarray) -> float:
+    """Median of finite numbers (n,), at least one: one partition, several times as quick as numpy's."""
+    half = len(x) // 2
+    parted = np.partition(x, half)
+    return float(parted[half]) if len(x) % 2 else 0.5 * float(parted[half] + parted[:half].max())
 
 
 def fit_trace(y: np.ndarray, fs: float, decay: float, rise: float, penalty_sd: float, given: Assumptions,
