@@ -2,14 +2,21 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.calcium speed
     python -m benchmarks.calcium accuracy SCORER.py TRUTH.npz [--noise NU]
+    python -m benchmarks.calcium simulated [CELLS]
+    python -m benchmarks.calcium memory FOLDER [TRACES]
 
-SCORER.py is a script that scores a function of (dff, fs) by name; it is given `benchmarks.calcium:infer`.
+SCORER.py is a script that scores a function of (dff, fs) by name; it is given `benchmarks.calcium:infer`. `simulated` varies
+what is assumed of a trace, on cells of `benchmarks.calcium_cells`. `memory` writes 100,000 traces of 10,000 frames to FOLDER, 4 GB,
+with three files of that size for the result, and deletes them when it is done (Linux).
 """
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -17,11 +24,17 @@ from collections.abc import Callable
 import numpy as np
 
 import sortcore as sc
+from benchmarks.calcium_cells import draw_trace
+from sortcore.metrics import correlation
 from sortcore.optical.ar1 import solve_ar1
 from sortcore.optical.ar2 import solve_ar2
+from sortcore.optical.calcium import Destination
+from sortcore.optical.estimate import Assumptions
 from sortcore.optical.kernels import exponential_kernel
 
 FS, FRAMES = 30.0, 30_000
+VARIED = {"penalty_sd": (0.6, 2.0), "selection_sd": (2.0, 6.0), "selectivity": (0.5, 2.0), "shape_per_s": (1.0, 4.0),
+          "drift_sd_s": (0.01, 0.05), "dip_sd": (2.5, np.inf)}
 
 
 def infer(dff: np.ndarray, fs: float) -> np.ndarray:
@@ -66,7 +79,53 @@ def speed() -> None:
         print(f"{name:18s} sortcore {1e3 * a:8.2f} ms ({FRAMES / a / 1e6:6.1f} Mframes/s)   oasis {1e3 * b:8.2f} ms   ratio {b / a:6.1f}")
 
 
+def simulated(n_cells: int = 240, n_frames: int = 3000) -> None:
+    """Mean correlation at 0.2 s over random cells, and the mean difference from the default with its standard error."""
+    draws = (draw_trace(np.random.default_rng([5, i]), n_frames) for i in itertools.count())
+    cells = list(itertools.islice((d for d in draws if d[1][int(d[2]) : -int(d[2])].sum() > 5), n_cells))
+    default = np.zeros(len(cells))
+    for change in ({}, *({name: value} for name, values in VARIED.items() for value in values)):
+        given = Assumptions(**change)
+        r = np.array([correlation(sc.infer_calcium(y, fs, assumptions=given).activity, n, fs) for y, n, fs in cells])
+        default = default if change else r
+        error = (r - default).std() / np.sqrt(len(r))
+        print(f"{change or 'default'!s:28s} mean {r.mean():.4f} median {np.median(r):.4f}   {(r - default).mean():+.4f} +- {error:.4f}")
+
+
+def memory(folder: str, n_traces: int = 100_000, n_frames: int = 10_000) -> None:
+    """Largest anonymous memory of `infer_ar1` from a memory map to memory maps; pages of files, which the system drops, do not count."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        files = [np.lib.format.open_memmap(f"{place}/{name}.npy", "w+", np.float32, (n_traces, n_frames))
+                 for name in ("traces", "activity", "calcium", "baseline")]
+        block = np.stack([trace(seed)[:n_frames] for seed in range(500)]).astype(np.float32)
+        for first in range(0, n_traces, len(block)):
+            files[0][first : first + len(block)] = block[: n_traces - first]
+        sc.infer_ar1(block[:10], FS)  # compiled
+        done, seen = threading.Event(), [anonymous_mb()]
+        watch = threading.Thread(target=lambda: [seen.append(anonymous_mb()) for _ in iter(lambda: done.wait(0.1), True)])
+        watch.start()
+        start = time.perf_counter()
+        result = sc.infer_ar1(files[0], FS, out=Destination(*files[1:]))
+        seconds = time.perf_counter() - start
+        done.set()
+        watch.join()
+        same = np.array_equal(result.activity[-1], sc.infer_ar1(files[0][-1], FS).activity)
+        rate = n_traces * n_frames / seconds / 1e6
+        print(f"{n_traces} traces x {n_frames} frames: {max(seen):.0f} MB of anonymous memory at most, {max(seen) - seen[0]:.0f} more than "
+              f"before, {seconds:.0f} s ({rate:.0f} Mframes/s); the last trace is as alone: {same}")
+
+
+def anonymous_mb() -> float:
+    """Memory of this process that is no file's."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) / 1024
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["simulated"]:
+        sys.exit(simulated(*(int(n) for n in sys.argv[2:])))
+    if sys.argv[1:2] == ["memory"]:
+        sys.exit(memory(sys.argv[2], *(int(n) for n in sys.argv[3:])))
     if sys.argv[1:2] == ["accuracy"]:
         sys.exit(subprocess.call([sys.executable, sys.argv[2], sys.argv[3], "benchmarks.calcium:infer", *sys.argv[4:]]))
     speed()

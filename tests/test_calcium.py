@@ -13,7 +13,7 @@ from sortcore.errors import ModelError
 from sortcore.optical.ar1 import ar1_gradient, solve_ar1, solve_ar1_l0
 from sortcore.optical.ar2 import solve_ar2, solve_to_noise
 from sortcore.optical.calcium import Destination
-from sortcore.optical.estimate import Assumptions, estimate_times, noise_level
+from sortcore.optical.estimate import Assumptions, estimate_times, median, noise_level, weights_of_dips
 from sortcore.optical.kernel import boxcar, solve_kernel, triangle
 from sortcore.optical.kernels import Exponentials, autoregressive_kernel, exponential_kernel, kkt_residual
 from sortcore.optical.stream import CalciumStream
@@ -156,6 +156,28 @@ def test_rise_and_decay_are_found(decay, rise):
     assert abs(np.log(found[0] / decay)) < 0.6 and abs(np.log(max(found[1], 0.01) / rise)) < 0.95
 
 
+def test_times_that_a_trace_does_not_tell_are_the_priors_and_given_ones_are_kept():
+    noise = np.random.default_rng(0).standard_normal(3000)
+    decay, rise = estimate_times(noise, FS, Assumptions())
+    assert 0.5 < decay < 2.0 and 0.02 < rise < 0.12
+    for given in (0.02, 0.3):
+        decay, rise = estimate_times(noise, FS, Assumptions(), decay=given)
+        assert decay == given and 0 < rise <= 0.5 * given
+    decay, rise = estimate_times(noise, FS, Assumptions(), rise=0.2)
+    assert rise == 0.2 and decay > 0.2
+
+
+def test_the_size_of_events_does_not_depend_on_the_frame_rate():
+    """The same cell, every frame of the slow recording the mean of eight of the fast one."""
+    kernel = exponential_kernel(40.0, 1.0, 0.05)
+    fast, s = planted(24_000, kernel, rate=0.02, noise=0.0, seed=2)
+    slow = fast.reshape(-1, 8).mean(axis=1)
+    rng = np.random.default_rng(3)
+    per_second = [sc.infer_calcium(y + 0.3 * rng.standard_normal(len(y)), fs).activity[1:].sum() / s.sum()
+                  for y, fs in ((fast, 40.0), (slow, 5.0))]
+    assert per_second[1] == pytest.approx(per_second[0], rel=0.25)
+
+
 def test_activity_is_found_without_delay_on_a_drifting_baseline():
     kernel = exponential_kernel(FS, 1.0, 0.1)
     y, s = planted(6000, kernel, rate=0.01, noise=0.2)
@@ -168,6 +190,32 @@ def test_activity_is_found_without_delay_on_a_drifting_baseline():
     assert result.noise == pytest.approx(0.2, rel=0.1)
     events = result.activity[result.activity > 0.05]
     assert result.activity.min() >= 0 and events.sum() == pytest.approx(s.sum(), rel=0.3)
+
+
+def test_frames_where_the_cell_dims_count_less():
+    y, s = planted(3000, exponential_kernel(FS, 1.0, 0.05), rate=0.02, noise=0.2, seed=4)
+    rng = np.random.default_rng(5)
+    for start in rng.integers(0, 2990, 60):
+        y[start : start + 2] -= 2.0
+    smooth = np.hanning(13)
+    truth = np.convolve(s, smooth, "same")
+    r = [np.corrcoef(np.convolve(sc.infer_calcium(y, FS, assumptions=given).activity, smooth, "same"), truth)[0, 1]
+         for given in (Assumptions(), Assumptions(dip_sd=np.inf))]
+    assert r[0] > r[1] + 0.03
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 11, 1000])
+def test_the_median_is_numpys(n):
+    x = np.random.default_rng(n).standard_normal(n)
+    assert median(x) == np.median(x)
+
+
+def test_weights_of_dips():
+    e = np.random.default_rng(0).uniform(-1, 1, 200)
+    assert weights_of_dips(e, 3.0) is None and weights_of_dips(e, np.inf) is None
+    e[:3] = -6, 6, np.nan
+    np.testing.assert_allclose(weights_of_dips(e, 3.0), [0.25, *np.ones(199)])
+    np.testing.assert_allclose(weights_of_dips(10 * e, 3.0)[0], (3 * np.nanmedian(np.abs(10 * e)) / 0.6745 / 60) ** 2)
 
 
 def test_what_is_known_is_kept_and_scale_carries_over():

@@ -17,6 +17,7 @@ from numba import njit
 from sortcore.errors import ModelError
 
 SMALLEST_POWER = 1e-9  # g^k below this is nothing: such a pool has long decayed
+BLOCK = 8  # frames of a pool that are written at once
 
 
 def solve_ar1(y: np.ndarray, g: float, penalty: float = 0.0, *, s_min: float = 0.0,
@@ -54,8 +55,10 @@ def solve_ar1_l0(y: np.ndarray, g: float, penalty: float, *, weights: np.ndarray
 
 def ar1_gradient(y: np.ndarray, c: np.ndarray, g: float, penalty: float, weights: np.ndarray | None = None) -> np.ndarray:
     """(T,) derivative of the objective of `solve_ar1` by s: for its KKT residual."""
-    error = np.nan_to_num(c - y) * (1.0 if weights is None else weights)
-    return _backward(error, g) + penalty
+    error = c - y
+    if np.isnan(error.sum()):
+        error = np.nan_to_num(error)
+    return _backward(error if weights is None else error * weights, g) + penalty
 
 
 def _checked(y: np.ndarray, g: float, penalty: float, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -74,9 +77,9 @@ def _checked(y: np.ndarray, g: float, penalty: float, weights: np.ndarray | None
 
 
 def _powers(g: float, length: int) -> np.ndarray:
-    """g^k for k = 0, 1, ... down to nothing, which stays at the end."""
+    """g^k for k = 0, 1, ... down to nothing, which stays at the end, BLOCK times."""
     n = length if g <= 0 else min(length, int(np.log(SMALLEST_POWER) / np.log(g)) + 1) if g > 0 else 1
-    return np.concatenate([np.power(g, np.arange(max(n, 1))), np.zeros(1)])
+    return np.concatenate([np.power(g, np.arange(max(n, 1))), np.zeros(BLOCK)])
 
 
 @njit(nogil=True, fastmath=True, cache=True)
@@ -110,18 +113,21 @@ def _pool(y, g, penalty, s_min, power, c, s):
             gl *= before
     N_of[top], D_of[top], start_of[top] = N, D, start
     before = 0.0
+    s[:] = 0.0
     for i in range(top + 1):
         first, last = start_of[i], start_of[i + 1] if i < top else T
         value = max(N_of[i] / D_of[i], 0.0)
-        n = min(last - first, most)
-        for k in range(n):
+        n, written = min(last - first, most), 0
+        if first + BLOCK <= T:  # most pools are short: what is written beyond one is written over by the next
+            for k in range(BLOCK):
+                c[first + k] = value * power[k]
+            written = BLOCK
+        for k in range(written, n):
             c[first + k] = value * power[k]
-            s[first + k] = 0.0
         for k in range(first + n, last):
             c[k] = 0.0
-            s[k] = 0.0
         s[first] = max(value - g * before, 0.0)
-        before = c[last - 1]
+        before = value * power[last - first - 1] if last - first <= most else 0.0
 
 
 @njit(nogil=True, cache=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from sortcore.errors import ModelError
 from sortcore.optical.ar1 import ar1_gradient, solve_ar1
-from sortcore.optical.estimate import Assumptions, estimate_times, fit_trace, noise_level
+from sortcore.optical.estimate import Assumptions, estimate_times, fit_trace, noise_level, weights_of_dips
 from sortcore.optical.kernels import exponential_kernel, kkt_residual
 from sortcore.optical.traces import check_traces
 from sortcore.progress import Track, silent
@@ -122,6 +122,7 @@ def infer_calcium(traces: np.ndarray, fs: float, *, tau_rise_s: float | None = N
     assumptions: what is assumed of a trace in units of its noise
     out: arrays that take the result in place, so that a batch larger than memory can be written to memory maps
     track: progress, see `sortcore.progress`
+    Frames that lie far below the fit are taken for movement and count less in a second one, see `estimate.weights_of_dips`.
     Raises ModelError for traces that are not 1-D or 2-D real numbers or infinite, for no fs, and for impossible known values.
     """
     traces = np.asanyarray(traces)
@@ -155,7 +156,8 @@ def _batch(many: np.ndarray, fs: float, one: Callable[[np.ndarray], _Trace], out
         return first, [one(np.array(row, dtype=np.float64)) for row in many[first : first + step]]
 
     starts = range(0, N, step)
-    for first, found in track(in_order(chunk, starts), "calcium", len(starts)):
+    answers = in_order(chunk, starts) if len(starts) > 1 else map(chunk, starts)  # a thread for one trace costs more than it saves
+    for first, found in track(answers, "calcium", len(starts)):
         for i, trace in enumerate(found, first):
             for array, values in zip(arrays, (trace.activity, trace.calcium, trace.baseline), strict=True):
                 array[i] = values
@@ -184,6 +186,9 @@ def _infer_one(y: np.ndarray, fs: float, known: Known, given: Assumptions) -> _T
     norm = exponential_kernel(fs, decay, rise).norm
     per_sd = given.penalty_sd if known.penalty is None else known.penalty / (sigma * norm)
     found = fit_trace(x, fs, decay, rise, per_sd, given, free)
+    weights = weights_of_dips(x - found.baseline - found.calcium, given.dip_sd)
+    if weights is not None:
+        found = fit_trace(x, fs, decay, rise, per_sd, given, free, weights)
     numbers = (sigma, rise, decay, per_sd * norm * sigma, found.kkt_residual)
     return _Trace(sigma * found.activity, sigma * found.calcium, floor + sigma * found.baseline, numbers)
 

@@ -1,29 +1,31 @@
 """What a trace says of itself: noise, rise and decay of its indicator.
 
-The noise level is the median absolute difference of successive frames. Rise and decay are those whose penalised fit is best: the
-objective of the deconvolution itself, the penalty a stated number of noise sd of the kernel's matched filter, so that a kernel
-pays for every event by what it would take to see it. A log-normal prior over the times, centred on what indicators have, decides
-where the trace is silent; it weighs as much as one event.
+The noise level is the median absolute difference of successive frames. How well rise and decay fit is judged by the objective of
+the deconvolution itself, the penalty a stated number of noise sd of the kernel's matched filter, so that a kernel pays for every
+event by what it would take to see it. A log-normal prior over the times, centred on what indicators have, decides where the trace
+is silent; it weighs as much as one event. The times taken are the mean of their logarithms over the grid, each by its probability:
+a trace that cannot tell two times apart gets one between them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
 from sortcore.optical.ar2 import Deconvolution, solve_ar2
-from sortcore.optical.kernels import Exponentials, exponential_kernel
+from sortcore.optical.kernels import exponential_kernel
 
-MAD_OF_DIFFERENCES = 0.6745 * np.sqrt(2)
+NORMAL_MAD = 0.6745  # median |e| of normal e of sd 1
+MAD_OF_DIFFERENCES = NORMAL_MAD * np.sqrt(2)
 DECAYS_S = (0.15, 0.25, 0.4, 0.65, 1.0, 1.6, 2.5, 4.0)
 RISES_S = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
 PRIOR_DECAY_S, PRIOR_RISE_S = (1.0, 0.7), (0.05, 1.0)  # median and log sd; indicators in use decay in 0.2 to 3 s, rise in 0.01 to 0.3
 SHORTEST_RISE_S = 0.01  # rises shorter than this are alike to the prior
 START = (4, 2)
-BARRIER = 0.1  # noise variances: a gamma prior of this shape on each frame's activity
-ESTIMATE_FRAMES = 8000
+NEAR = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # steps over the grid
+LARGEST_SHAPE = 0.5  # of a frame's activity, where frames are slow
+ESTIMATE_FRAMES = 16_000
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class Assumptions:
     drift_sd_s: sd by which the baseline wanders in a second
     start_sd: sd of the baseline's start around the trace's lower fifth
     selectivity: nats that one per cent of the objective is worth against the prior over times
+    shape_per_s: activity is a gamma process: what it sums to in t seconds is gamma distributed with this shape times t; the smaller
+        it is, the fewer events make up most of the activity
+    dip_sd: frames further below the fit than this count less; infinite for all frames alike
     """
 
     penalty_sd: float = 1.2
@@ -42,6 +47,8 @@ class Assumptions:
     drift_sd_s: float = 0.0245
     start_sd: float = 10.0
     selectivity: float = 1.0
+    shape_per_s: float = 2.0
+    dip_sd: float = 3.0
 
 
 def noise_level(y: np.ndarray) -> float:
@@ -50,21 +57,36 @@ def noise_level(y: np.ndarray) -> float:
     steps = steps[np.isfinite(steps)]
     if not len(steps):
         return 0.0
-    level = float(np.median(np.abs(steps - np.median(steps)))) / MAD_OF_DIFFERENCES
+    level = median(np.abs(steps - median(steps))) / MAD_OF_DIFFERENCES
     return level if level > 0 else float(steps.std()) / np.sqrt(2)
 
 
-@lru_cache(maxsize=512)
-def grid_kernel(fs: float, decay: float, rise: float) -> Exponentials:
-    return exponential_kernel(fs, decay, rise)
+def median(x: np.ndarray) -> float:
+    """Median of finite numbers (n,), at least one: one partition, several times as quick as numpy's."""
+    half = len(x) // 2
+    parted = np.partition(x, half)
+    return float(parted[half]) if len(x) % 2 else 0.5 * float(parted[half] + parted[:half].max())
 
 
-def fit_trace(y: np.ndarray, fs: float, decay: float, rise: float, penalty_sd: float, given: Assumptions, free_baseline: bool,
-              barrier: float = BARRIER) -> Deconvolution:
-    """Deconvolve a trace (T,) whose noise has variance 1 and whose baseline is near 0."""
-    kernel = grid_kernel(fs, decay, rise)
+def fit_trace(y: np.ndarray, fs: float, decay: float, rise: float, penalty_sd: float, given: Assumptions,
+              free_baseline: bool, weights: np.ndarray | None = None) -> Deconvolution:
+    """Deconvolve a trace (T,) whose noise has variance 1 and whose baseline is near 0; weights (T,) are of its frames."""
+    kernel = exponential_kernel(fs, decay, rise)
     drift, spread = (given.drift_sd_s**2 / fs, given.start_sd**2) if free_baseline else (0.0, 0.0)
-    return solve_ar2(y, kernel, penalty_sd * kernel.norm, barrier=barrier, drift=drift, spread=spread)
+    shape = min(given.shape_per_s / fs, LARGEST_SHAPE)
+    return solve_ar2(y, kernel, penalty_sd * kernel.norm, weights=weights, barrier=shape, drift=drift, spread=spread)
+
+
+def weights_of_dips(residual: np.ndarray, dip_sd: float) -> np.ndarray | None:
+    """(T,) weights of frames, from what a fit left of a trace whose noise has variance 1; None where all count alike.
+
+    A cell that moves out of its outline dims, and no activity explains that: a frame e below the fit gets the weight
+    min(1, (dip_sd v / e)^2), so that it pulls the less the deeper it lies. v = 1, or what the residual's median says where a kernel
+    that does not fit leaves more than noise. Frames above the fit keep their weight, for that is where activity starts.
+    """
+    limit = dip_sd * max(1.0, float(np.nanmedian(np.abs(residual))) / NORMAL_MAD)
+    depth = np.nan_to_num(-residual)
+    return (limit / np.maximum(depth, limit)) ** 2 if depth.max() > limit else None
 
 
 def busiest(y: np.ndarray, n_frames: int) -> np.ndarray:
@@ -81,7 +103,8 @@ def estimate_times(y: np.ndarray, fs: float, given: Assumptions, *, decay: float
                    free_baseline: bool = True) -> tuple[float, float]:
     """Decay and rise in seconds of a trace (T,) in units of its noise; those given are kept.
 
-    Steps from the prior's middle over the grid of times to the better neighbour, until there is none.
+    Steps from the prior's middle over the grid of times to the better neighbour, until there is none, and takes the mean over the
+    places seen: what is not seen lies beyond worse ones.
     """
     if decay is not None and rise is not None:
         return decay, rise
@@ -101,9 +124,17 @@ def estimate_times(y: np.ndarray, fs: float, given: Assumptions, *, decay: float
         return seen[i, j]
 
     at = (START[0] if decay is None else 0, START[1] if rise is None else 0)
+    while cost(*at) == np.inf:  # a decay that is given may be too short for the prior's rise
+        at = (at[0], at[1] - 1)
     while True:
-        near = [(at[0] + a, at[1] + b) for a in (-1, 0, 1) for b in (-1, 0, 1)]
+        near = [(at[0] + a, at[1] + b) for a, b in NEAR]
         best = min(near, key=lambda place: cost(*place))
         if best == at or cost(*best) >= cost(*at):
-            return decays[at[0]], rises[at[1]]
+            break
         at = best
+    weights = np.exp(cost(*at) - np.array(list(seen.values())))
+    if decay is None:
+        decay = float(np.exp(np.average(np.log([decays[i] for i, _ in seen]), weights=weights)))
+    if rise is None:
+        rise = min(float(np.exp(np.average(np.log([max(rises[j], SHORTEST_RISE_S) for _, j in seen]), weights=weights))), 0.5 * decay)
+    return decay, rise

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 
-from sortcore.optical.estimate import SHORTEST_RISE_S, Assumptions, busiest, estimate_times, fit_trace, noise_level
+from sortcore.optical.estimate import SHORTEST_RISE_S, Assumptions, busiest, estimate_times, fit_trace, noise_level, weights_of_dips
 
 DFF_SCALE = np.float32(0.1)
 MAX_RATE = 31.0  # frames per second that the network sees at most
@@ -22,10 +22,11 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.9, 0.97)
 N_FEATURES = 4 + 2 * len(LAGS_S) + len(QUANTILES) + 1 + 6
 BASELINE_BLOCK_S, BASELINE_BLOCKS, BASELINE_RANK = 0.5, 30, 6
 # The deconvolution that the weights were trained with, whatever the defaults of `infer_calcium` become.
-DECONVOLUTION = Assumptions(penalty_sd=1.2, selection_sd=4.0, drift_sd_s=0.0245, start_sd=10.0, selectivity=1.0)
-DECONVOLUTION_BARRIER = 0.1
+DECONVOLUTION = Assumptions(penalty_sd=1.2, selection_sd=4.0, drift_sd_s=0.0245, start_sd=10.0, selectivity=1.0, shape_per_s=2.0,
+                            dip_sd=3.0)
 TIMES_FRAMES = 1500  # of the busiest stretch, which rise and decay are estimated from
 QUIET_PERCENTILE, MOST_SD = 20.0, 20.0
+DEEP = 0.25  # weight of a dip that is worth a second fit
 
 
 def frames_averaged(fs: float) -> int:
@@ -55,7 +56,11 @@ def deconvolved(trace: np.ndarray, fs: float) -> tuple[np.ndarray, np.ndarray]:
     sigma = noise_level(trace) + 1e-9
     x = (trace - np.percentile(trace, QUIET_PERCENTILE)) / sigma
     decay, rise = estimate_times(busiest(x, TIMES_FRAMES), fs, DECONVOLUTION)
-    s = fit_trace(x, fs, decay, rise, DECONVOLUTION.penalty_sd, DECONVOLUTION, True, DECONVOLUTION_BARRIER).activity.astype(np.float32)
+    found = fit_trace(x, fs, decay, rise, DECONVOLUTION.penalty_sd, DECONVOLUTION, True)
+    weights = weights_of_dips(x - found.baseline - found.calcium, DECONVOLUTION.dip_sd)
+    if weights is not None and weights.min() < DEEP:
+        found = fit_trace(x, fs, decay, rise, DECONVOLUTION.penalty_sd, DECONVOLUTION, True, weights)
+    s = found.activity.astype(np.float32)
     sizes = np.array([s.std(), s.mean(), s.max(), np.mean(s**3) ** (1 / 3)]) + 1e-3
     features = np.log([decay, max(rise, SHORTEST_RISE_S), *sizes])
     scaled = np.stack([np.arcsinh(s), np.minimum(s / sizes[0], MOST_SD), np.arcsinh(s * (sigma / DFF_SCALE))])
