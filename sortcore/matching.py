@@ -161,27 +161,17 @@ def scores(matcher: Matcher, x: torch.Tensor) -> torch.Tensor:
     return correlation(matcher.spectra, x)
 
 
-@dataclass(frozen=True)
-class Near:
-    """A unit and those that share a channel with it, ready to be scored on the channels (a slice) that any of them touches."""
-
-    units: np.ndarray
-    channels: slice
-    spectra: Spectra
-
-
-def near(matcher: Matcher, unit: int) -> Near:
-    units = matcher.other[matcher.first[unit] : matcher.first[unit + 1]]
-    templates = matcher.coefficients[units] @ matcher.basis
-    touched = np.flatnonzero((templates != 0).any(axis=(0, 2)))
-    channels = slice(int(touched[0]), int(touched[-1]) + 1) if len(touched) else slice(0, 1)
-    return Near(units, channels, make_spectra(templates[:, channels]))
-
-
-def scores_near(matcher: Matcher, x: torch.Tensor, near: Near) -> torch.Tensor:
-    """The same, of some units only; all others are dead."""
+def scores_near(matcher: Matcher, x: torch.Tensor, unit: int) -> torch.Tensor:
+    """The same, of a unit and those that share a channel with it; all others are dead. x is short: on the temporal basis directly."""
     out = torch.full((len(matcher.coefficients), max(0, x.shape[1] - matcher.n_samples + 1)), float(DEAD))
-    out[near.units] = correlation(near.spectra, x[near.channels])
+    units = matcher.other[matcher.first[unit] : matcher.first[unit + 1]]
+    coefficients = matcher.coefficients[units]
+    touched = np.flatnonzero((coefficients != 0).any(axis=(0, 2)))
+    if not len(touched) or not out.shape[1]:
+        return out
+    on_basis = torch.from_numpy(matcher.basis) @ x[torch.from_numpy(touched)].unfold(1, matcher.n_samples, 1).transpose(1, 2)  # (M, B, T')
+    weights = torch.from_numpy(np.ascontiguousarray(coefficients[:, touched])).flatten(1)
+    out[torch.from_numpy(units)] = weights @ on_basis.flatten(0, 1)
     return out
 
 

@@ -93,6 +93,18 @@ def test_scores_are_the_inner_products(rng, device):
     np.testing.assert_allclose(np.linalg.norm(matcher.waveforms(), axis=(1, 2)), 1, rtol=1e-5)
 
 
+def test_scores_near_a_unit_are_the_scores_and_all_others_are_dead(rng):
+    waves = unit_waveforms(6, 12)
+    waves[:3, 6:] = 0
+    waves[3:, :6] = 0
+    matcher = matching.prepare(waves, flat_priors(6), FS)
+    x = torch.from_numpy(rng.standard_normal((12, 300)).astype(np.float32))
+    near = matching.scores_near(matcher, x, 1)
+    np.testing.assert_allclose(near[:3], matching.scores(matcher, x)[:3], atol=1e-4)
+    assert (near[3:] == float(matching.DEAD)).all()
+    assert matching.scores_near(matcher, x[:, :5], 1).shape == (6, 0)
+
+
 def test_data_shorter_than_a_template_hold_no_spike():
     matcher = matching.prepare(unit_waveforms(2, 4), flat_priors(2), FS)
     for length in (0, 1, D - 1, D, D + 1):

@@ -169,10 +169,10 @@ def needed(sweep: Sweep, x: torch.Tensor, matcher: Matcher | MovingMatcher, fs: 
     like_another = (np.abs(cosine) * (1 - np.eye(len(cosine)))).max(axis=1, initial=0) > MERGE_COSINE
     gone = np.zeros(len(counts), bool)
 
-    def worth(k: int, near: matching.Near | None, starts: np.ndarray) -> float:
+    def worth(k: int, starts: np.ndarray) -> float:
         now = matcher.at(0.0 if follower is None else float(follower.times_s[starts[0]]))
         windows = [x[:, max(0, t - 2 * d) : t + 3 * d].to(torch.float32) for t in starts.tolist()]
-        score = matching.scores_near(now, torch.cat(windows, dim=1), near or matching.near(now, k)).numpy()
+        score = matching.scores_near(now, torch.cat(windows, dim=1), k).numpy()
         score[gone] = matching.DEAD
         with_it = matching.match(now, score.copy(), dead).scores.sum()
         score[k] = matching.DEAD
@@ -183,8 +183,7 @@ def needed(sweep: Sweep, x: torch.Tensor, matcher: Matcher | MovingMatcher, fs: 
             continue
         starts = spikes.samples[spikes.units == k]
         together = at_one_place(starts, matcher, follower)
-        near = matching.near(matcher, int(k)) if isinstance(matcher, Matcher) else None  # where tissue moves, one for each place
-        gone[k] = sum(in_order(partial(worth, int(k), near), together)) * len(starts) / sum(map(len, together)) < price[k]
+        gone[k] = sum(in_order(partial(worth, int(k)), together)) * len(starts) / sum(map(len, together)) < price[k]
     keep = ~gone[spikes.units]
     return replace(sweep, spikes=spikes.select(keep), knots=sweep.knots[keep], features=sweep.features[keep])
 
