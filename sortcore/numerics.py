@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 import torch
 from scipy.fft import next_fast_len
@@ -107,6 +108,7 @@ def unit_norm(waveforms: np.ndarray) -> np.ndarray:
     return waveforms / np.maximum(norm, 1e-12)[:, None, None]
 
 
+ROWS = 64  # samples that are turned at once, to stay in a core's cache
 BLOCK = 48  # samples of an output block: a larger one multiplies more zeros, a smaller one copies more of the input
 PIECE = 4096  # blocks times channels worked on at once: few enough to stay in a core's cache
 
@@ -160,8 +162,30 @@ def leading(centred: np.ndarray, n: int, rounds: int = 6) -> np.ndarray:
     """
     n = min(n, *centred.shape)
     wide = min(n + 6, *centred.shape)
-    q = np.random.default_rng(0).standard_normal((centred.shape[1], wide)).astype(centred.dtype)
+    start = np.random.default_rng(0).standard_normal((centred.shape[1], wide)).astype(centred.dtype)
+    return subspace(np.ascontiguousarray(centred), start, rounds)[:, :n]
+
+
+@numba.njit(cache=True, nogil=True)
+def subspace(centred, q, rounds):
+    """(F, W) leading principal directions of centred rows (S, F), in order, from directions (F, W)."""
+    turned = np.ascontiguousarray(centred.T)
     for _ in range(rounds):
-        q, _ = np.linalg.qr(centred.T @ (centred @ q))
-    _, _, turn = np.linalg.svd(centred @ q, full_matrices=False)
-    return q @ turn[:n].T
+        q, _ = np.linalg.qr(turned @ (centred @ np.ascontiguousarray(q)))
+    projected = centred @ np.ascontiguousarray(q)
+    _, _, turn = np.linalg.svd(projected, False)
+    return np.ascontiguousarray(q) @ np.ascontiguousarray(turn.T)
+
+
+@numba.njit(cache=True, nogil=True)
+def scaled_rows(stored, offset, gain):
+    """(N, T) float32 (x - offset) gain of stored values x (T, N), what is not finite as zero; offset and gain (N,)."""
+    n_samples, n = stored.shape
+    out = np.empty((n, n_samples), np.float32)
+    for first in range(0, n_samples, ROWS):
+        last = min(first + ROWS, n_samples)
+        for c in range(n):
+            for t in range(first, last):
+                value = np.float32(stored[t, c])
+                out[c, t] = (value - offset[c]) * gain[c] if np.isfinite(value) else -offset[c] * gain[c]
+    return out

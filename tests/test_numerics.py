@@ -142,3 +142,17 @@ def test_device_names():
     assert numerics.pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(ConfigError, match="abacus"):
         numerics.pick_device("abacus")
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.int32, np.float32, np.float64])
+def test_scaled_rows_are_those_of_plain_arithmetic(dtype):
+    rng = np.random.default_rng(0)
+    stored = (100 * rng.standard_normal((1000, 7)) + 300).astype(dtype)
+    offset, gain = rng.standard_normal(7).astype(np.float32), rng.uniform(0.1, 2, 7).astype(np.float32)
+    expected = (stored.astype(np.float32) - offset) * gain
+    np.testing.assert_array_equal(numerics.scaled_rows(stored, offset, gain), expected.T)
+    if np.dtype(dtype).kind == "f":
+        stored[5, 2], stored[900, 6] = np.nan, np.inf
+        expected[5, 2], expected[900, 6] = -offset[2] * gain[2], -offset[6] * gain[6]
+        np.testing.assert_array_equal(numerics.scaled_rows(stored, offset, gain), expected.T)
+    assert numerics.scaled_rows(stored[:0], offset, gain).shape == (7, 0)

@@ -16,7 +16,7 @@ from scipy.signal import butter, freqz_sos, windows
 from sortcore.ephys.config import PreprocessConfig
 from sortcore.errors import RecordingError
 from sortcore.medians import channel_median
-from sortcore.numerics import fft_filter, mad
+from sortcore.numerics import fft_filter, mad, scaled_rows
 from sortcore.recording import Chunk, Recording, Thinned, chunks, read_padded
 from sortcore.types import Preprocessing, Probe
 from sortcore.workers import in_order
@@ -244,7 +244,11 @@ class Whitener:
         p = self.preprocessing
         if not self.everything:
             stored = stored[:, p.channels]
-        if self.device.type == "cuda" and stored.dtype == np.int16:
+        if self.device.type == "cpu":
+            known = stored.dtype.isnative and stored.dtype.itemsize <= 8 and stored.dtype != np.float16
+            stored = np.ascontiguousarray(stored if known else stored.astype(np.float32))
+            return torch.from_numpy(scaled_rows(stored, self.offset[:, 0].numpy(), self.gain[:, 0].numpy()))
+        if stored.dtype == np.int16:
             stored = np.require(stored, requirements=["C", "W"])
             x = torch.from_numpy(stored).to(self.device).to(torch.float32).T.contiguous()  # half the bytes travel
         else:  # a copy: torch neither takes read-only memory maps nor does arithmetic on most unsigned types
