@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
+from sortcore.errors import ModelError
 from sortcore.optical.calcium import CalciumResult, Destination, infer_calcium
+from sortcore.optical.network import infer_network
 from sortcore.optical.neuropil import subtract_neuropil
 from sortcore.optical.plots import plot_calcium
 from sortcore.optical.reading import read_traces, require_rate
 from sortcore.optical.saving import save_events
 from sortcore.optical.spikes import Events, Threshold, find_events
+from sortcore.optical.traces import fluorescence_at_rest
 from sortcore.progress import Track, bars, silent
 from sortcore.types import Traces
 from sorters.outputs import output_folder
@@ -22,11 +25,12 @@ ESTIMATES = ("noise", "tau_rise_s", "tau_decay_s", "penalty", "kkt_residual")
 
 
 def deconvolve_file(path: Path, fs: float | None, out: Path, tau_rise_s: float | None, tau_decay_s: float | None, *, overwrite: bool,
-                    quiet: bool, neuropil: bool = True, false_positives: float = 0.01) -> str:
+                    quiet: bool, neuropil: bool = True, false_positives: float = 0.01, network: bool = True) -> str:
     """Deconvolve the traces of a file or folder into a folder; what to say of it.
 
     fs: frames per second, where the file does not say; neuropil: subtract it where the file has it
     false_positives: rate in Hz at which noise alone may pass for a spike
+    network: write the spikes that the network expects in each frame as well
     """
     traces = read_traces(path, fs)
     fs = require_rate(traces)
@@ -43,8 +47,26 @@ def deconvolve_file(path: Path, fs: float | None, out: Path, tau_rise_s: float |
         events = all_events(result.activity, fs, Threshold("false_positives", false_positives))
         save_events(events, folder / "spikes.npz")
         draw(many, result, events, traces.names, folder / "traces.png")
+        counted = expect_spikes(many, result, folder, track) if network else ""
     return (f"{many.shape[0]} traces of {many.shape[1]} frames: decay {np.nanmedian(result.tau_decay_s):.2f} s, rise "
-            f"{np.nanmedian(result.tau_rise_s):.2f} s (medians), {len(events)} spikes or bursts. Results are in {out}.")
+            f"{np.nanmedian(result.tau_rise_s):.2f} s (medians), {len(events)} spikes or bursts.{counted} Results are in {out}.")
+
+
+def expect_spikes(traces: np.ndarray, result: CalciumResult, folder: Path, track: Track) -> str:
+    """The network's expected spikes of each frame, and each trace's number of spikes with its interval; what to say of it."""
+    parts = blocks(len(traces))
+    levels = np.concatenate([np.median(result.baseline[part], axis=1) for part in parts])
+    try:
+        rest = fluorescence_at_rest(np.where(np.isnan(result.noise), np.nan, levels), result.noise)
+    except ModelError as error:
+        return f" The network was left out. {error}"
+    expected, rows = new_array(folder / "expected_spikes.npy", traces.shape), []
+    for part in track(parts, "network", len(parts)):
+        found = infer_network((traces[part] - result.baseline[part]) / rest[part, None], result.fs, out=expected[part])
+        rows.append(np.column_stack([found.total, found.total_low, found.total_high]))
+    expected.flush()
+    np.savetxt(folder / "spike_counts.csv", np.concatenate(rows), delimiter=",", header="expected,low,high", comments="", fmt="%.6g")
+    return f" The network expects {np.nansum(np.concatenate(rows)[:, 0]):.0f} spikes."
 
 
 def blocks(n: int) -> list[slice]:

@@ -240,16 +240,18 @@ def calcium(
     tau_decay: Annotated[float | None, typer.Option(help="Decay time in seconds; estimated if not given.")] = None,
     neuropil: Annotated[bool, typer.Option(help="Subtract the neuropil, where the file has it, by each cell's own coefficient.")] = True,
     false_positives: Annotated[float, typer.Option(help="Rate in Hz at which noise alone may pass for a spike.")] = 0.01,
+    network: Annotated[bool, typer.Option(help="Write the spikes that a network expects in each frame, too.")] = True,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Infer spikes from calcium traces: activity, fit and baseline as .npy, spikes.npz, estimates.csv, a picture."""
+    """Infer spikes from calcium traces: activity, fit and baseline as .npy, spikes.npz, estimates.csv, a picture; and the spikes that a
+    network expects, expected_spikes.npy with spike_counts.csv."""
     with reported(debug):
         from sorters.calcium import deconvolve_file
 
         say(deconvolve_file(traces, fs, out, tau_rise, tau_decay, overwrite=overwrite, quiet=quiet, neuropil=neuropil,
-                            false_positives=false_positives))
+                            false_positives=false_positives, network=network))
 
 
 @app.command()

@@ -64,3 +64,28 @@ def test_neuropil_is_subtracted_where_the_file_has_it(tmp_path):
     coefficients = np.genfromtxt(tmp_path / "with" / "neuropil.csv", skip_header=1)
     np.testing.assert_allclose(coefficients, 0.6, atol=0.15)
     assert not (tmp_path / "without" / "neuropil.csv").exists()
+
+
+def test_the_network_is_given_dff_of_whatever_it_is(tmp_path):
+    """Raw fluorescence and dF/F give the same expected spikes; per cent are named."""
+    made = simulate_calcium(3, 120.0, 30.0, seed=3)
+    brightness = np.array([[200.0], [900.0], [400.0]])
+    for name, values in (("raw", brightness * (1 + made.traces)), ("dff", made.traces), ("percent", 100 * made.traces - 1)):
+        np.save(tmp_path / f"{name}.npy", values)
+        done = CliRunner().invoke(app, ["calcium", str(tmp_path / f"{name}.npy"), "--fs", "30", "--out", str(tmp_path / name), "--quiet"])
+        assert done.exit_code == 0 and ("divide them by 100" in done.output) == (name == "percent"), done.output
+        assert (tmp_path / name / "expected_spikes.npy").exists() == (name != "percent")
+    raw, dff = (np.load(tmp_path / name / "expected_spikes.npy") for name in ("raw", "dff"))
+    known = sc.infer_network(made.traces, 30.0).expected
+    for found in (raw, dff):
+        assert min(np.corrcoef(a, b)[0, 1] for a, b in zip(found, known, strict=True)) > 0.98
+        np.testing.assert_allclose(found.sum(axis=1), known.sum(axis=1), rtol=0.15)
+    table = np.genfromtxt(tmp_path / "dff" / "spike_counts.csv", delimiter=",", names=True)
+    np.testing.assert_allclose(table["expected"], dff.sum(axis=1), rtol=1e-3)
+    assert (table["low"] <= table["expected"]).all() and (table["expected"] <= table["high"]).all()
+
+
+def test_the_network_can_be_left_out(tmp_path):
+    np.save(tmp_path / "traces.npy", np.random.default_rng(0).standard_normal((1, 300)) / 10)
+    done = CliRunner().invoke(app, ["calcium", str(tmp_path / "traces.npy"), "--fs", "30", "--out", str(tmp_path / "out"), "--no-network"])
+    assert done.exit_code == 0 and not (tmp_path / "out" / "expected_spikes.npy").exists(), done.output
