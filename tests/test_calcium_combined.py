@@ -5,7 +5,7 @@ import pytest
 
 import sortcore as sc
 from sortcore.metrics import correlation
-from sortcore.optical.combined import SHARE, combine
+from sortcore.optical.combined import combine
 from sortcore.optical.simulate import Noise, simulate_calcium
 
 
@@ -33,9 +33,8 @@ def test_one_trace_is_as_in_a_batch_and_missing_ones_say_nothing():
 
 def test_the_sum_is_of_parts_of_one_spread_and_keeps_the_total():
     a, b = np.array([0.0, 1.0, 0.0, 3.0]), np.array([0.0, 200.0, 0.0, 0.0])
-    for share in (SHARE, 1.0):
-        both = combine(a, b, share)
-        np.testing.assert_allclose(both / both[3], (a / a.std() + share * b / b.std()) / (3 / a.std()))
-        assert both.sum() == pytest.approx(4.0)
+    both = combine(a, b)
+    np.testing.assert_allclose(both / both[3], (a / a.std() + b / b.std()) / (3 / a.std()))
+    assert both.sum() == pytest.approx(4.0)
     np.testing.assert_array_equal(combine(a, np.zeros(4)), a)
     assert np.isnan(combine(np.full(3, np.nan), np.ones(3))).all()

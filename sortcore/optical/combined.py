@@ -1,9 +1,8 @@
 """Spiking activity by network and deconvolution together.
 
 The network has the deconvolution among its inputs and is nearer to the truth on most cells. Where a recording is unlike all that
-it was trained on the deconvolution, which knows no cells, is nearer. So a little of the deconvolution is added: the sum of both
-in units of their own standard deviation, `SHARE` parts of it to one of the network, scaled to the number of spikes that the network
-expects (benchmarks).
+it was trained on, the deconvolution, which knows no cells, is nearer. The sum of both, each in units of its own standard deviation and
+scaled to the number of spikes that the network expects, loses little to the better of the two on any kind of cell (benchmarks).
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from sortcore.errors import ModelError
 from sortcore.optical.calcium import CalciumResult, infer_calcium
 from sortcore.optical.network import NetworkActivity, infer_network
 from sortcore.progress import Track, silent
-
-SHARE = 0.3
 
 
 @dataclass(frozen=True)
@@ -54,9 +51,9 @@ def infer_combined(traces: np.ndarray, fs: float, *, out: np.ndarray | None = No
     return CombinedActivity(activity, deconvolved, network)
 
 
-def combine(expected: np.ndarray, deconvolved: np.ndarray, share: float = SHARE) -> np.ndarray:
-    """(T,) sum of two activities (T,), each over its standard deviation, `share` parts of the second; its total is that of the first."""
-    parts = [weight * a / a.std() for weight, a in ((1.0, expected), (share, deconvolved)) if a.std() > 0]
+def combine(expected: np.ndarray, deconvolved: np.ndarray) -> np.ndarray:
+    """(T,) sum of two activities (T,), each over its standard deviation; its total is that of the first."""
+    parts = [a / a.std() for a in (expected, deconvolved) if a.std() > 0]
     both = sum(parts, np.zeros(expected.shape))
     total = both.sum()
     return both * (expected.sum() / total) if total > 0 else expected

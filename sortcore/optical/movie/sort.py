@@ -22,7 +22,6 @@ from sortcore.progress import Track, silent
 from sortcore.settings import Checked, setting
 from sortcore.types import Spikes
 
-EQUAL = 1.0  # parts of the deconvolution to one of the network: on simulated movies fewer are worse
 AROUND = 3  # frames over which the height of a spike is summed up
 
 
@@ -82,7 +81,7 @@ def spiking(demixed: Demixed, dff: np.ndarray, network: bool, track: Track) -> n
     if not (network and len(demixed)):
         return demixed.activity
     expected = infer_network(dff, demixed.fs, track=track).expected
-    return np.array([combine(*rows, share=EQUAL) for rows in zip(expected, demixed.activity, strict=True)], dtype=np.float32)
+    return np.array([combine(*rows) for rows in zip(expected, demixed.activity, strict=True)], dtype=np.float32)
 
 
 def as_spikes(events: Events, demixed: Demixed) -> Spikes:
