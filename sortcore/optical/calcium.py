@@ -16,7 +16,7 @@ import numpy as np
 
 from sortcore.errors import ModelError
 from sortcore.optical.ar1 import ar1_gradient, solve_ar1
-from sortcore.optical.estimate import Assumptions, estimate_times, fit_trace, noise_level, weights_of_dips
+from sortcore.optical.estimate import Assumptions, estimate_times, fit_without_dips, noise_level
 from sortcore.optical.kernels import exponential_kernel, kkt_residual
 from sortcore.optical.traces import check_traces
 from sortcore.progress import Track, silent
@@ -185,10 +185,7 @@ def _infer_one(y: np.ndarray, fs: float, known: Known, given: Assumptions) -> _T
     decay, rise = estimate_times(x, fs, given, decay=known.tau_decay_s, rise=known.tau_rise_s, free_baseline=free)
     norm = exponential_kernel(fs, decay, rise).norm
     per_sd = given.penalty_sd if known.penalty is None else known.penalty / (sigma * norm)
-    found = fit_trace(x, fs, decay, rise, per_sd, given, free)
-    weights = weights_of_dips(x - found.baseline - found.calcium, given.dip_sd)
-    if weights is not None:
-        found = fit_trace(x, fs, decay, rise, per_sd, given, free, weights)
+    found = fit_without_dips(x, fs, decay, rise, per_sd, given, free)
     numbers = (sigma, rise, decay, per_sd * norm * sigma, found.kkt_residual)
     return _Trace(sigma * found.activity, sigma * found.calcium, floor + sigma * found.baseline, numbers)
 

@@ -77,6 +77,16 @@ def fit_trace(y: np.ndarray, fs: float, decay: float, rise: float, penalty_sd: f
     return solve_ar2(y, kernel, penalty_sd * kernel.norm, weights=weights, barrier=shape, drift=drift, spread=spread)
 
 
+def fit_without_dips(y: np.ndarray, fs: float, decay: float, rise: float, penalty_sd: float, given: Assumptions, free_baseline: bool,
+                     worth: float = 1.0) -> Deconvolution:
+    """`fit_trace`, and again with `weights_of_dips` where some frame has a weight below `worth`."""
+    found = fit_trace(y, fs, decay, rise, penalty_sd, given, free_baseline)
+    weights = weights_of_dips(y - found.baseline - found.calcium, given.dip_sd)
+    if weights is None or weights.min() >= worth:
+        return found
+    return fit_trace(y, fs, decay, rise, penalty_sd, given, free_baseline, weights)
+
+
 def weights_of_dips(residual: np.ndarray, dip_sd: float) -> np.ndarray | None:
     """(T,) weights of frames, from what a fit left of a trace whose noise has variance 1; None where all count alike.
 

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 
-from sortcore.optical.estimate import SHORTEST_RISE_S, Assumptions, busiest, estimate_times, fit_trace, noise_level, weights_of_dips
+from sortcore.optical.estimate import SHORTEST_RISE_S, Assumptions, busiest, estimate_times, fit_without_dips, noise_level
 
 DFF_SCALE = np.float32(0.1)
 MAX_RATE = 31.0  # frames per second that the network sees at most
@@ -56,11 +56,7 @@ def deconvolved(trace: np.ndarray, fs: float) -> tuple[np.ndarray, np.ndarray]:
     sigma = noise_level(trace) + 1e-9
     x = (trace - np.percentile(trace, QUIET_PERCENTILE)) / sigma
     decay, rise = estimate_times(busiest(x, TIMES_FRAMES), fs, DECONVOLUTION)
-    found = fit_trace(x, fs, decay, rise, DECONVOLUTION.penalty_sd, DECONVOLUTION, True)
-    weights = weights_of_dips(x - found.baseline - found.calcium, DECONVOLUTION.dip_sd)
-    if weights is not None and weights.min() < DEEP:
-        found = fit_trace(x, fs, decay, rise, DECONVOLUTION.penalty_sd, DECONVOLUTION, True, weights)
-    s = found.activity.astype(np.float32)
+    s = fit_without_dips(x, fs, decay, rise, DECONVOLUTION.penalty_sd, DECONVOLUTION, True, DEEP).activity.astype(np.float32)
     sizes = np.array([s.std(), s.mean(), s.max(), np.mean(s**3) ** (1 / 3)]) + 1e-3
     features = np.log([decay, max(rise, SHORTEST_RISE_S), *sizes])
     scaled = np.stack([np.arcsinh(s), np.minimum(s / sizes[0], MOST_SD), np.arcsinh(s * (sigma / DFF_SCALE))])
