@@ -48,6 +48,9 @@ def in_order(function: Callable[[Item], Out], items: Sequence[Item], workers: in
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
+        if min(workers, len(items)) < 2:  # a thread for one thing costs more than it saves
+            yield from map(function, items)
+            return
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             waiting: deque[Future[Out]] = deque()
             for item in items:

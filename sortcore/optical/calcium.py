@@ -156,8 +156,7 @@ def _batch(many: np.ndarray, fs: float, one: Callable[[np.ndarray], _Trace], out
         return first, [one(np.array(row, dtype=np.float64)) for row in many[first : first + step]]
 
     starts = range(0, N, step)
-    answers = in_order(chunk, starts) if len(starts) > 1 else map(chunk, starts)  # a thread for one trace costs more than it saves
-    for first, found in track(answers, "calcium", len(starts)):
+    for first, found in track(in_order(chunk, starts), "calcium", len(starts)):
         for i, trace in enumerate(found, first):
             for array, values in zip(arrays, (trace.activity, trace.calcium, trace.baseline), strict=True):
                 array[i] = values
