@@ -137,8 +137,7 @@ def test(x, a, owner, first, after, sizes, centres, gaps):
     for k in np.argsort(distance, kind="mergesort")[:NEAREST]:
         i, j = min(a, k), max(a, k)
         if distance[k] < np.inf and gaps[i, j] == np.inf:
-            ratio, z = valley_between(rows(x, first[i], after, sizes[i]), rows(x, first[j], after, sizes[j]))
-            gaps[i, j] = min((1 - ratio) / (1 - MAX_RATIO), z / MIN_Z)
+            gaps[i, j] = gap(rows(x, first[i], after, sizes[i]), rows(x, first[j], after, sizes[j]))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -153,8 +152,14 @@ def rows(x, i, after, size):
 
 def separation(a: np.ndarray, b: np.ndarray) -> float:
     """How clearly two clusters are two: below one there is no significant valley between them on their discriminant."""
-    ratio, z = valley_between(np.ascontiguousarray(a, np.float64), np.ascontiguousarray(b, np.float64))
-    return float(min((1 - ratio) / (1 - MAX_RATIO), z / MIN_Z))
+    return float(gap(np.ascontiguousarray(a, np.float64), np.ascontiguousarray(b, np.float64)))
+
+
+@numba.njit(cache=True, nogil=True)
+def gap(a, b):
+    """`separation` of two samples (S, P) in double precision."""
+    ratio, z = valley_between(a, b)
+    return min((1 - ratio) / (1 - MAX_RATIO), z / MIN_Z)
 
 
 @numba.njit(cache=True, nogil=True)

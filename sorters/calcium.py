@@ -65,8 +65,9 @@ def expect_spikes(traces: np.ndarray, result: CalciumResult, folder: Path, track
         found = infer_network((traces[part] - result.baseline[part]) / rest[part, None], result.fs, out=expected[part])
         rows.append(np.column_stack([found.total, found.total_low, found.total_high]))
     expected.flush()
-    np.savetxt(folder / "spike_counts.csv", np.concatenate(rows), delimiter=",", header="expected,low,high", comments="", fmt="%.6g")
-    return f" The network expects {np.nansum(np.concatenate(rows)[:, 0]):.0f} spikes."
+    counts = np.concatenate(rows)
+    np.savetxt(folder / "spike_counts.csv", counts, delimiter=",", header="expected,low,high", comments="", fmt="%.6g")
+    return f" The network expects {np.nansum(counts[:, 0]):.0f} spikes."
 
 
 def blocks(n: int) -> list[slice]:

@@ -32,10 +32,7 @@ def plot_calcium(traces: np.ndarray, fs: float, *, fit: np.ndarray | None = None
     for name, other in (("fit", fit), ("activity", activity)):
         if other is not None and np.atleast_2d(other).shape != traces.shape:
             raise ModelError(f"{name} must have the shape of the traces, {traces.shape}, but it has {np.shape(other)}.")
-    chosen = list(range(min(len(traces), MOST_CELLS))) if cells is None else list(cells)
-    for k in chosen:
-        if not 0 <= k < len(traces):
-            raise IndexError(f"There is no cell {k}; there are {len(traces)}, numbered from 0.")
+    chosen = choose(cells, len(traces), MOST_CELLS, "cell")
     times = start_s + np.arange(traces.shape[1]) / fs
     low, high = span_s or (start_s, start_s + traces.shape[1] / fs)
     shown = (times >= low) & (times <= high)
@@ -56,6 +53,15 @@ def plot_calcium(traces: np.ndarray, fs: float, *, fit: np.ndarray | None = None
     axes[0].legend(*unique_labels(axes), loc="lower right", bbox_to_anchor=(1, 1), ncols=5, fontsize=8, frameon=False)
     axes[0].set_title(counted(len(chosen), "cell") + f" of {len(traces)}", loc="left", fontsize=10, fontweight="bold")
     return figure
+
+
+def choose(wanted: Sequence[int] | None, n: int, most: int, what: str) -> list[int]:
+    """The rows of n that are drawn: those that are wanted, else the first. Raises IndexError for one that there is not."""
+    chosen = list(range(min(n, most))) if wanted is None else list(wanted)
+    for k in chosen:
+        if not 0 <= k < n:
+            raise IndexError(f"There is no {what} {k}; there are {n}, numbered from 0.")
+    return chosen
 
 
 def draw_cell(ax: Axes, times: np.ndarray, trace: np.ndarray, fit: np.ndarray | None, activity: np.ndarray | None,

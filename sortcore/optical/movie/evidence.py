@@ -92,19 +92,20 @@ def needed(left: Residual, cells: list[Cell], kernel: Kernel, level: float) -> l
     cells = sorted(cells, key=lambda cell: -cell.gain)
     near, gone = neighbours(left, cells, 0), set()
 
-    def beside(k: int) -> list[Cell]:
-        return [cells[j] for j in near[k] if j not in gone]
+    def beside(k: int) -> list[int]:
+        return [j for j in near[k] if j not in gone]
 
     def without(k: int, cost: float) -> Without | None:
-        if 0.5 * cells[k].gain * (1 - replaceable(cells[k], beside(k))) > cost:
+        others = [cells[j] for j in beside(k)]
+        if 0.5 * cells[k].gain * (1 - replaceable(cells[k], others)) > cost:
             return None
-        return replaced(left, cells[k], beside(k), kernel, level)
+        return replaced(left, cells[k], others, kernel, level)
 
     def leave_out(k: int, cost: float) -> None:
         found = without(k, cost)
         if found is not None and found.lost < cost:
             found.put_back(left)
-            for j, cell in zip((j for j in near[k] if j not in gone), found.cells, strict=True):
+            for j, cell in zip(beside(k), found.cells, strict=True):
                 cells[j] = cell
             gone.add(k)
 
@@ -115,7 +116,7 @@ def needed(left: Residual, cells: list[Cell], kernel: Kernel, level: float) -> l
     for k in range(len(cells) - 1, -1, -1):
         leave_out(k, EVENT * cells[k].n_events)
     mixed = [k for k, cell in enumerate(cells) if k not in gone and SPARE * cell.gain > EVENT * cell.n_events
-             and covered(cell, beside(k)) > COVERED]
+             and covered(cell, [cells[j] for j in beside(k)]) > COVERED]
     for cost, k in sorted(zip(in_order(share, mixed), mixed, strict=True)):
         if cost < 1:  # else fewer neighbours will not do without it either
             leave_out(k, SPARE * cells[k].gain)

@@ -147,11 +147,6 @@ def local_support(scores: np.ndarray, allowed: np.ndarray, level: float, start: 
     return parts == parts[at]
 
 
-def copied(z: np.ndarray) -> np.ndarray:
-    """A copy in float32."""
-    return z.copy() if z.dtype == np.float32 else single(z)
-
-
 @dataclass(frozen=True)
 class Part:
     """A copy of a box of a residual, as a residual of its own, in float32. rows, columns: where it is in one `width` pixels wide"""
@@ -163,7 +158,8 @@ class Part:
 
     @classmethod
     def of(cls, whole: Residual, rows: slice, columns: slice) -> Part:
-        noise, z = whole.noise.reshape(whole.shape)[rows, columns], copied(whole.movie[rows, columns])
+        noise, z = whole.noise.reshape(whole.shape)[rows, columns], whole.movie[rows, columns]
+        z = z.copy() if z.dtype == np.float32 else single(z)
         shape = (noise.shape[0], noise.shape[1])
         return cls(Residual(z.reshape(noise.size, -1), noise.ravel(), shape), rows, columns, whole.shape[1])
 
@@ -262,9 +258,7 @@ def updated(left: Residual, cell: Cell, kernel: Kernel, level: float) -> Cell | 
     box, old = part.left, part.inside(cell)
     box.add(old)
     course = deconvolved(observed(box, old.pixels, old.weights), old.power**-0.5, kernel)
-    near = np.zeros(box.shape, dtype=bool)
-    near.flat[old.pixels] = True
-    pixels, weights = shaped(box, course, binary_dilation(near, EIGHT, iterations=GROWTH) & box.usable, level)
+    pixels, weights = shaped(box, course, reach(box, old.pixels), level)
     if len(pixels) < FEWEST_PIXELS:
         part.put_back(left, old.pixels)
         return None
@@ -272,6 +266,13 @@ def updated(left: Residual, cell: Cell, kernel: Kernel, level: float) -> Cell | 
     box.take(new)
     part.put_back(left, np.union1d(old.pixels, pixels))
     return part.outside(new)
+
+
+def reach(box: Residual, pixels: np.ndarray) -> np.ndarray:
+    """(H, W) bool: where a footprint on these pixels may be after one update."""
+    own = np.zeros(box.shape, dtype=bool)
+    own.flat[pixels] = True
+    return binary_dilation(own, EIGHT, iterations=GROWTH) & box.usable
 
 
 def sweep(left: Residual, cells: list[Cell], kernel: Kernel, level: float) -> list[Cell]:
@@ -282,12 +283,10 @@ def sweep(left: Residual, cells: list[Cell], kernel: Kernel, level: float) -> li
 
 def footprint_fit(left: Residual, cell: Cell) -> float:
     """Correlation of a footprint with the picture of its course in the movie less all other cells, within and near it."""
-    rows, columns = left.box(cell.pixels, GROWTH)
-    c = cell.centred
-    picture = single(left.movie[rows, columns]) @ c / (c @ c)
-    own = np.zeros(picture.shape, np.float32)
-    y, x = np.divmod(cell.pixels, left.shape[1])
-    own[y - rows.start, x - columns.start] = cell.weights
+    part = Part.of(left, *left.box(cell.pixels, GROWTH))
+    box, mine, c = part.left, part.inside(cell), cell.centred
+    picture, own = box.movie @ c / (c @ c), np.zeros(box.shape, np.float32)
+    own.flat[mine.pixels] = cell.weights
     picture += own * (float(cell.seen @ c) / float(c @ c))
-    near = binary_dilation(own > 0, EIGHT, iterations=GROWTH) & left.usable[rows, columns]
+    near = reach(box, mine.pixels)
     return float(np.corrcoef(own[near], picture[near])[0, 1])

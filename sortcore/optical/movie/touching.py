@@ -47,8 +47,8 @@ def waves(left: Residual, cells: Sequence[Cell]) -> list[list[int]]:
 
 def sweep_side_by_side(left: Residual, cells: list[Cell], kernel: Kernel, level: float) -> list[Cell]:
     """`footprints.sweep` on all cores: the same cells, byte for byte."""
-
-    found: dict[int, Cell | None] = {}
+    found: list[Cell | None] = list(cells)
     for wave in waves(left, cells):
-        found.update(zip(wave, in_order(lambda k: updated(left, cells[k], kernel, level), wave), strict=True))
-    return [cell for _, cell in sorted(found.items()) if cell is not None]
+        for k, new in zip(wave, in_order(lambda k: updated(left, cells[k], kernel, level), wave), strict=True):
+            found[k] = new
+    return [cell for cell in found if cell is not None]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from sortcore.errors import ModelError
 from sortcore.optical.movie.plots import draw_cells
-from sortcore.optical.plots import thinned, unique_labels
+from sortcore.optical.plots import choose, thinned, unique_labels
 from sortcore.optical.voltage.detect import VoltageResult
 from sortcore.optical.voltage.movie import VoltageCells
 from sortcore.panels import COLORS, GREY, counted, say, tidy
@@ -31,10 +31,7 @@ def plot_voltage(traces: np.ndarray, result: VoltageResult, *, truth: Sequence[n
     traces, below, slow = (np.atleast_2d(a) for a in (traces, result.subthreshold, result.baseline))
     if traces.shape != below.shape:
         raise ModelError(f"The result is of traces of shape {below.shape}, but these have {traces.shape}.")
-    chosen = list(range(min(len(traces), MOST_TRACES))) if shown is None else list(shown)
-    for k in chosen:
-        if not 0 <= k < len(traces):
-            raise IndexError(f"There is no trace {k}; there are {len(traces)}, numbered from 0.")
+    chosen = choose(shown, len(traces), MOST_TRACES, "trace")
     times = (np.arange(traces.shape[1]) + 0.5) / result.fs
     low, high = span_s or (0.0, traces.shape[1] / result.fs)
     inside = (times >= low) & (times <= high)
