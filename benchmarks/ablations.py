@@ -72,7 +72,6 @@ IDEAS: dict[str, tuple[str, str, Any] | list[tuple[str, str, Callable]]] = {
     "merge: never at one displacement": [("sortcore.groups", "exclusive", no)],
     "merge: no valley": [("sortcore.groups", "separation", lambda *_: 9.0)],
     "merge: never in each other's refractory period": [("sortcore.groups", "refractory", no)],
-    "merge: one shape, bursting": [("sortcore.groups", "bursting", no)],
     "no merge of independent trains": [("sortcore.groups", "independent", no)],
     "first clusters that are alike are one": [("sortcore.ephys.fit", "same_removed", first)],
     "clusters of collisions left out": [("sortcore.ephys.fit", "sums_removed", first)],

@@ -1,7 +1,7 @@
 """Groups of spikes, and whether they are of one cell.
 
 A cell's cleaned waveforms have no valley between them. What clustering alone cannot tell, trains can: one cell never fires
-twice within its refractory period, fires smaller spikes in bursts, and does not fire together with itself.
+twice within its refractory period, and does not fire together with itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from sortcore.cluster import cluster, separation
 from sortcore.numerics import leading
 
 MERGE_COSINE = 0.6  # units less alike than this are not tested for being one
-RAY_COSINE = 0.96  # units more alike than this differ in amplitude alone
 MOVED_COSINE = 0.7  # units seen at different displacements are tested for being one if they are more alike than this
 
 
@@ -135,13 +134,12 @@ def shared_features(a: Group, b: Group) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def one(a: Group, b: Group, cosine: float, fs: float, back: Back | None = None) -> bool:
-    """Whether two groups are one cell: no valley between them, or the same shape smaller within bursts; and not firing together."""
+    """Whether two groups are one cell: no valley between them, or neither in the other's refractory period; and not firing together."""
     fa, fb, channels = shared_features(a, b)
     if len(channels) < min(len(a.channels), len(b.channels)) / 2 or independent(a.samples, b.samples, fs):
         return False
     ratio = float(np.linalg.norm(fa.mean(axis=0))) / max(float(np.linalg.norm(fb.mean(axis=0))), 1e-9)
-    bursts = cosine > RAY_COSINE and bursting(a.samples, b.samples, fs)
-    if 0.5 < ratio < 2.0 and (bursts or refractory(a.samples, b.samples, fs)):
+    if 0.5 < ratio < 2.0 and refractory(a.samples, b.samples, fs):
         return True
     thin_a, thin_b = max(1, len(fa) // 1000), max(1, len(fb) // 1000)
     fa, fb = fa[::thin_a], fb[::thin_b]
@@ -205,15 +203,6 @@ def refractory(a: np.ndarray, b: np.ndarray, fs: float, from_ms: float = 0.5, to
                           (int(ms * fs / 1000) for ms in (from_ms, to_ms, around_ms)))
     expected = (broad - close) * (to_ms - from_ms) / (around_ms - to_ms)
     return close - zero <= 0.2 * expected and bool(poisson.cdf(close - zero, max(expected, 0.0)) < 0.01)
-
-
-def bursting(a: np.ndarray, b: np.ndarray, fs: float, within_ms: float = 20.0, around_ms: float = 100.0) -> bool:
-    """Whether two trains fire within a burst's length of each other clearly more often than around it: one cell in bursts does."""
-    b = np.sort(b)
-    close, broad = (int((np.searchsorted(b, a + w, "right") - np.searchsorted(b, a - w, "left")).sum()) for w in
-                    (int(within_ms * fs / 1000), int(around_ms * fs / 1000)))
-    expected = (broad - close) * within_ms / (around_ms - within_ms)
-    return close > 2 * expected + 3
 
 
 def trimmed_mean(features: np.ndarray) -> np.ndarray:
