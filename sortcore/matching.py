@@ -27,7 +27,8 @@ from sortcore.types import Priors, Spikes
 from sortcore.workers import in_order
 
 BASIS_LOSS = 0.003  # share of the templates' energy that the shared temporal basis may lose
-MOST_BASIS = 8
+MOST_LOST = 1.5  # norm, in noise standard deviations, that the largest unit's spikes may leave behind for it
+MOST_BASIS = 12
 DEAD, DEAD_BAR = np.float32(-1e30), np.float32(-1e20)  # scores within a unit's dead time
 SCAN = 256  # samples looked at together for a score above the threshold
 SINC_HALF = 5  # taps on either side when a score is interpolated between samples
@@ -110,14 +111,18 @@ def prepare(waveforms: np.ndarray, priors: Priors, fs: float, subsamples: int = 
     )
 
 
-def shared_basis(waveforms: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(B, D) leading temporal components of all channels' waveforms, as many as the energy to be kept needs."""
+def shared_basis(waveforms: np.ndarray, norms: np.ndarray) -> np.ndarray:
+    """(B, D) leading temporal components of unit-norm waveforms (K, N, D), as many as are needed to keep nearly all energy of units
+    of these norms (K,), and of each so much that what is lost drowns in noise: else what very large spikes leave would become units."""
     d = waveforms.shape[2]
-    rows = (waveforms * np.sqrt(weights)[:, None, None]).reshape(-1, d).astype(np.float64)
+    rows = (waveforms * np.sqrt(norms)[:, None, None]).reshape(-1, d).astype(np.float64)
     values, vectors = np.linalg.eigh(rows.T @ rows)
-    energy = np.cumsum(values[::-1]) / max(values.sum(), 1e-12)
-    size = int(min(d, MOST_BASIS, 1 + np.searchsorted(energy, 1 - BASIS_LOSS)))
-    return np.ascontiguousarray(vectors[:, ::-1][:, :size].T).astype(np.float32)
+    basis = np.ascontiguousarray(vectors[:, ::-1].T)
+    kept = np.cumsum(values[::-1]) / max(values.sum(), 1e-12)
+    of_each = np.cumsum(((waveforms @ basis.T) ** 2).sum(axis=1), axis=1) * norms[:, None] ** 2  # (K, D) energy kept by so many
+    lost = (of_each[:, -1:] - of_each).max(axis=0, initial=0)
+    size = 1 + np.argmax((kept >= 1 - BASIS_LOSS) & (lost <= MOST_LOST**2))
+    return basis[: min(size, d, MOST_BASIS)].astype(np.float32)
 
 
 def sharing(coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

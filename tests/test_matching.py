@@ -105,6 +105,15 @@ def test_scores_near_a_unit_are_the_scores_and_all_others_are_dead(rng):
     assert matching.scores_near(matcher, x[:, :5], 1).shape == (6, 0)
 
 
+def test_the_basis_keeps_of_a_large_unit_what_noise_would_show():
+    waves = unit_waveforms(4, 6)
+    small, large = (matching.shared_basis(waves, np.array([10.0, 10.0, 10.0, norm])) for norm in (10.0, 80.0))
+    np.testing.assert_allclose(large @ large.T, np.eye(len(large)), atol=1e-5)
+    lost = [np.linalg.norm(waves - waves @ b.T @ b, axis=(1, 2)) for b in (small, large)]
+    assert len(large) > len(small) and 80 * lost[0][3] > matching.MOST_LOST
+    assert 80 * lost[1][3] <= matching.MOST_LOST or len(large) == matching.MOST_BASIS
+
+
 def test_data_shorter_than_a_template_hold_no_spike():
     matcher = matching.prepare(unit_waveforms(2, 4), flat_priors(2), FS)
     for length in (0, 1, D - 1, D, D + 1):

@@ -59,7 +59,7 @@ class InitializeConfig(Checked):
 class FitConfig(Checked):
     sample_seconds: float = setting(180.0, "length of the sample on which templates are learned", "s", 1.0)
     iterations: int = setting(2, "rounds of coordinate ascent", "", 1, 50)
-    rank: int = setting(5, "rank of a template", "", 1, 20)
+    rank: int = setting(8, "largest rank of a template", "", 1, 20)
     before_ms: float = setting(0.8, "template before the trough", "ms", 0.2, 5.0)
     after_ms: float = setting(1.3, "template after the trough", "ms", 0.2, 5.0)
 
