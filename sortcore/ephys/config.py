@@ -80,7 +80,7 @@ class CurateConfig(Checked):
     min_probability: float = setting(0.5, "a spike less probable to be of its unit, and no background, is left out", "probability", 0.0, 1.0)
     refractory_ms: float = setting(1.5, "no cell fires twice within this time", "ms", 0.1, 20.0)
     max_contamination: float = setting(0.2, "a good unit's contamination stays under this", "share", 0.0, 1.0)
-    max_missed: float = setting(0.18, "a good unit misses fewer of its spikes than this", "share", 0.0, 1.0)
+    max_missed: float = setting(0.1, "a good unit misses fewer of its spikes than this", "share", 0.0, 1.0)
     min_snr: float = setting(5.0, "a unit whose whitened waveform has a smaller norm is labelled noise", "sd", 0.0)
     min_evidence: float = setting(4.0, "so is one whose spikes on average add less to the log joint", "nats", 0.0)
     min_spikes: int = setting(6, "a unit with fewer spikes is labelled noise", "spikes", 0)
