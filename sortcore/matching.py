@@ -5,6 +5,9 @@ N(mu, s^2) on its amplitude, p = 1 / s^2,
 
     a = (x + p mu) / (1 + p),    gain = (x + p mu)^2 / (2 (1 + p)) - p mu^2 / 2 + log odds.
 
+Where a spike overlaps with some that were taken before, the amplitudes of all of them are then settled by coordinate ascent: of two
+large spikes that collide, the one taken first has explained a part of the other, and what both would leave looks like a third.
+
 Scores come from `spectra`. Taking a spike changes only the scores of templates that share a channel with it, through a table
 of template cross-correlations, so two spikes that share no channel or are a template apart never wait for each other, there
 is no cap on their number, and cost grows with the channels that units touch. `reference.pursuit_reference` is the slow, obvious form.
@@ -30,6 +33,8 @@ BASIS_LOSS = 0.003  # share of the templates' energy that the shared temporal ba
 MOST_LOST = 1.5  # norm, in noise standard deviations, that the largest unit's spikes may leave behind for it
 MOST_BASIS = 12
 DEAD, DEAD_BAR = np.float32(-1e30), np.float32(-1e20)  # scores within a unit's dead time
+SETTLED = 0.3  # noise standard deviations: an amplitude that is off by less is left as it is
+MOST_ROUNDS = 8
 SCAN = 256  # samples looked at together for a score above the threshold
 SINC_HALF = 5  # taps on either side when a score is interpolated between samples
 
@@ -261,8 +266,10 @@ def pursue(score, first, other, overlaps, interpolator, mean, precision, log_odd
             if highest(score[k, start:stop]) > bar:
                 push_peaks(heap, score, k, start, stop, interpolator, mean, precision, log_odds, threshold)
     samples, shifts, units = [0][:0], [0][:0], [0][:0]
-    amplitudes, gains = [0.0][:0], [0.0][:0]
-    half = interpolator.shape[1] // 2
+    amplitudes, gains, rests = [0.0][:0], [0.0][:0], [0.0][:0]  # rests: inner products of spikes with what is left of the data
+    latest, before = np.full(n // (reach + 1) + 3, -1), [0][:0]  # the spikes of each stretch of time as a list
+    found = (samples, shifts, units, amplitudes, rests, latest, before)
+    tables, priors = (first, other, overlaps, interpolator), (mean, precision, log_odds, threshold)
     while len(heap):
         negative, k, t, _ = heapq.heappop(heap)
         x = score[k, t]
@@ -275,24 +282,86 @@ def pursue(score, first, other, overlaps, interpolator, mean, precision, log_odd
         if -g > negative:  # it has shrunk since: others may come first
             heapq.heappush(heap, (-g, k, t, m_now))
             continue
-        a = float((best + precision[k] * mean[k]) / (1 + precision[k]))
+        new, p, stretch = len(samples), float(precision[k]), 1 + t // (reach + 1)
         samples.append(t)
         shifts.append(m_now)
         units.append(k)
-        amplitudes.append(a)
+        amplitudes.append(0.0)
         gains.append(g)
-        for pair in range(first[k], first[k + 1]):
-            j = other[pair]
-            low, high = max(0, t - reach), min(n, t + reach + 1)
-            take_off(score[j, low:high], overlaps[pair, m_now, low - t + reach : high - t + reach], np.float32(a))
-            if j == k:
-                for s in range(max(0, t - dead), min(n, t + dead + 1)):
-                    score[k, s] = DEAD
-            if highest(score[j, max(0, low - half) : high + half]) <= np.float32(0.8) * threshold[j]:
-                continue
-            push_peaks(heap, score, j, low - half, high + half, interpolator, mean, precision, log_odds, threshold)
+        rests.append(float(best))
+        before.append(latest[stretch])
+        latest[stretch] = new
+        change(new, max((float(best) + p * mean[k]) / (1 + p), 0.0), found, tables, priors, score, heap, dead)
+        together = beside(found, t, reach)
+        for _ in range(MOST_ROUNDS if len(together) > 1 else 0):
+            settled = True
+            for i in together:
+                p = float(precision[units[i]])
+                more = max((rests[i] - p * (amplitudes[i] - mean[units[i]])) / (1 + p), -amplitudes[i])
+                if abs(more) > SETTLED:
+                    gains[i] += 0.5 * (1 + p) * more * more
+                    change(i, more, found, tables, priors, score, heap, -1)
+                    settled = False
+            if settled:
+                break
     return (np.array(samples, np.int64), np.array(shifts, np.int64), np.array(units, np.int64), np.array(amplitudes, np.float32),
             np.array(gains, np.float32))
+
+
+@numba.njit(cache=True, nogil=True)
+def beside(found, t, reach):
+    """The spikes whose templates overlap in time with one that starts at t, the latest found first."""
+    samples, _, _, _, _, latest, before = found
+    out = [0][:0]
+    stretch = 1 + t // (reach + 1)
+    for near in range(stretch - 1, stretch + 2):
+        i = latest[near]
+        while i >= 0:
+            if abs(samples[i] - t) <= reach + 1:
+                out.append(i)
+            i = before[i]
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def change(i, more, found, tables, priors, score, heap, dead):
+    """Give spike i more amplitude: take it off the scores and off what the spikes beside it have left, and look for peaks there.
+
+    dead: samples on either side in which its unit fires no more; negative where that is so already
+    """
+    samples, shifts, units, amplitudes, rests, _, _ = found
+    first, other, overlaps, interpolator = tables
+    mean, precision, log_odds, threshold = priors
+    k, t, m = units[i], samples[i], shifts[i]
+    n, reach, half = score.shape[1], (overlaps.shape[2] - 1) // 2, interpolator.shape[1] // 2
+    amplitudes[i] += more
+    for j in beside(found, t, reach):
+        rests[j] -= more * overlap(first, other, overlaps, k, t, m, units[j], samples[j], shifts[j])
+    low, high = max(0, t - reach), min(n, t + reach + 1)
+    for pair in range(first[k], first[k + 1]):
+        j = other[pair]
+        take_off(score[j, low:high], overlaps[pair, m, low - t + reach : high - t + reach], np.float32(more))
+        if j == k:
+            for s in range(max(0, t - dead), min(n, t + dead + 1)):
+                score[j, s] = DEAD
+        if highest(score[j, max(0, low - half) : high + half]) > np.float32(0.8) * threshold[j]:
+            push_peaks(heap, score, j, low - half, high + half, interpolator, mean, precision, log_odds, threshold)
+
+
+@numba.njit(cache=True, nogil=True)
+def overlap(first, other, overlaps, k, t, m, j, s, n):
+    """Inner product of unit k's template at sample t with shift m and unit j's at sample s with shift n."""
+    near = other[first[k] : first[k + 1]]
+    at = np.searchsorted(near, j)
+    if at == len(near) or near[at] != j:
+        return np.float32(0)
+    n_shifts, reach = overlaps.shape[1], (overlaps.shape[2] - 1) // 2
+    shift, lag = m - n + n_shifts // 2, s - t
+    if shift < 0:
+        shift, lag = shift + n_shifts, lag + 1
+    elif shift >= n_shifts:
+        shift, lag = shift - n_shifts, lag - 1
+    return overlaps[first[k] + at, shift, lag + reach] if -reach <= lag <= reach else np.float32(0)
 
 
 def subtract(matcher: Matcher, x: np.ndarray, spikes: Spikes) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from sortcore import model
 from sortcore.cluster import NEAREST, separation
 from sortcore.errors import ModelError
+from sortcore.matching import MOST_ROUNDS, SETTLED
 
 Real = float | np.ndarray
 
@@ -241,8 +242,11 @@ def spike_gain(x: Real, amp_mean: Real, amp_precision: Real, log_odds: Real) -> 
 
 
 def pursuit_reference(data: np.ndarray, waveforms: np.ndarray, *, log_odds: np.ndarray, amp_mean: np.ndarray | None = None,
-                      amp_std: np.ndarray | None = None, subsamples: int = 1) -> PursuitReference:
+                      amp_std: np.ndarray | None = None, subsamples: int = 1, dead: int = 0) -> PursuitReference:
     """Matching pursuit: add the one spike that raises the log joint most, take it off the data, and start again.
+
+    The amplitudes of a new spike and of those it overlaps with in time are settled by coordinate ascent before the next is sought,
+    each as the best one given the others, until none is off by more than `SETTLED`.
 
     The noise has sigma = 1. Every unit is tried at every sample at which its waveform fits into the data; the best is
     then tried at the shifts m / subsamples, |m| <= subsamples // 2, and takes the one of the highest score. It ends when
@@ -252,12 +256,13 @@ def pursuit_reference(data: np.ndarray, waveforms: np.ndarray, *, log_odds: np.n
     waveforms: (K, N, D), divided by their norm before use
     log_odds: (K,) log prior odds that a spike of that unit starts at a given sample; below zero
     amp_mean, amp_std: (K,) Gaussian prior of the amplitudes; both or neither
+    dead: samples on either side of a spike at which its unit fires no second one
     Raises ModelError where the shapes do not fit, log odds are not below zero, or only half a prior is given.
     """
     X, W, odds, mu, p = _pursuit_input(data, waveforms, log_odds, amp_mean, amp_std)
     (K, N, D), T = W.shape, X.shape[1]
     R = X.copy()
-    found: list[tuple[int, float, int, float, float]] = []
+    found: list[list] = []  # sample, shift, unit, amplitude, gain
     if K == 0 or T < D:
         return _pursuit_record(found, R)
 
@@ -265,19 +270,32 @@ def pursuit_reference(data: np.ndarray, waveforms: np.ndarray, *, log_odds: np.n
         return np.stack([sum(np.correlate(part[n], W[k, n], "valid") for n in range(N)) for k in range(K)])
 
     x = score(R)  # (K, T - D + 1)
+    free = np.ones(x.shape, bool)
     shifts = np.arange(-(subsamples // 2), subsamples // 2 + 1) / subsamples
     while True:
-        gain = np.asarray(spike_gain(x, mu[:, None], p[:, None], odds[:, None]))  # (K, T - D + 1)
+        gain = np.where(free, spike_gain(x, mu[:, None], p[:, None], odds[:, None]), -np.inf)  # (K, T - D + 1)
         k, t = np.unravel_index(gain.argmax(), gain.shape)
         if not gain[k, t] > 0:
             return _pursuit_record(found, R)
         tries = [shifted(W[k], s) for s in shifts]
         fits = [float((R[:, t : t + D] * w).sum()) for w in tries]
         m = int(np.argmax(fits))
-        a = max(0.0, fits[m] + p[k] * mu[k]) / (1 + p[k])
-        found.append((int(t), float(shifts[m]), int(k), float(a), float(spike_gain(fits[m], mu[k], p[k], odds[k]))))
-        R[:, t : t + D] -= a * tries[m]
-        low, high = max(0, t - D + 1), min(T - D + 1, t + D)  # only there have scores changed
+        found.append([int(t), float(shifts[m]), int(k), 0.0, float(spike_gain(fits[m], mu[k], p[k], odds[k]))])
+        free[k, max(0, t - dead) : t + dead + 1] = False
+        together = [i for i in reversed(range(len(found))) if abs(found[i][0] - t) <= D]
+        for _ in range(MOST_ROUNDS):
+            before = [found[i][3] for i in together]
+            for i in together:
+                s, by, u, a, _ = found[i]
+                w = shifted(W[u], by)
+                more = max(((R[:, s : s + D] * w).sum() - p[u] * (a - mu[u])) / (1 + p[u]), -a)
+                if abs(more) > SETTLED:
+                    R[:, s : s + D] -= more * w
+                    found[i][3] += float(more)
+                    found[i][4] += 0.5 * (1 + p[u]) * float(more) ** 2 if a else 0.0  # the first time is in its gain already
+            if before == [found[i][3] for i in together]:
+                break
+        low, high = max(0, t - 2 * D + 1), min(T - D + 1, t + 2 * D)  # only there have scores changed
         x[:, low:high] = score(R[:, low : high + D - 1])
 
 
@@ -302,7 +320,7 @@ def _pursuit_input(data: np.ndarray, waveforms: np.ndarray, log_odds: np.ndarray
     return X, W / norm, odds, mu, 1 / s**2
 
 
-def _pursuit_record(found: list[tuple[int, float, int, float, float]], residual: np.ndarray) -> PursuitReference:
+def _pursuit_record(found: list[list], residual: np.ndarray) -> PursuitReference:
     samples, shifts, units, amplitudes, gains = zip(*found, strict=True) if found else ((), (), (), (), ())
     return PursuitReference(np.array(samples, dtype=np.int64), np.array(shifts, dtype=float), np.array(units, dtype=np.int64),
                             np.array(amplitudes, dtype=float), np.array(gains, dtype=float), residual)
