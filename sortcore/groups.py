@@ -17,6 +17,7 @@ from sortcore.cluster import cluster, separation
 from sortcore.numerics import leading
 
 MERGE_COSINE = 0.6  # units less alike than this are not tested for being one
+TRAIN_COSINE = 0.75  # trains decide only between units more alike than this: spikes of one hide those of the other too
 MOVED_COSINE = 0.7  # units seen at different displacements are tested for being one if they are more alike than this
 
 
@@ -139,7 +140,7 @@ def one(a: Group, b: Group, cosine: float, fs: float, back: Back | None = None) 
     if len(channels) < min(len(a.channels), len(b.channels)) / 2 or independent(a.samples, b.samples, fs):
         return False
     ratio = float(np.linalg.norm(fa.mean(axis=0))) / max(float(np.linalg.norm(fb.mean(axis=0))), 1e-9)
-    if 0.5 < ratio < 2.0 and refractory(a.samples, b.samples, fs):
+    if cosine > TRAIN_COSINE and 0.5 < ratio < 2.0 and refractory(a.samples, b.samples, fs):
         return True
     thin_a, thin_b = max(1, len(fa) // 1000), max(1, len(fb) // 1000)
     fa, fb = fa[::thin_a], fb[::thin_b]

@@ -41,3 +41,18 @@ def test_one_shape_at_two_sizes_is_one_cell_only_where_it_bursts():
     assert not groups.one(group(first, 22.0), group(alone, 15.0), 1.0, FS), "two cells"
     assert groups.one(group(first, 22.0), group(following, 15.0), 1.0, FS), "a cell whose later spikes in a burst are smaller"
     assert groups.one(group(first, 22.0), group(alone, 21.0), 1.0, FS), "no valley between them"
+
+
+def test_trains_do_not_join_what_looks_different():
+    rng = np.random.default_rng(3)
+    cell = np.cumsum(90 + rng.integers(0, 2000, 3000))  # refractory for 3 ms
+    mine = rng.random(3000) < 0.5
+    shapes = np.linalg.qr(rng.standard_normal((12, 2)))[0].T.reshape(2, 3, 4)
+
+    def group(samples, shape):
+        features = 20 * shape + rng.standard_normal((len(samples), 3, 4))
+        return groups.Group(samples, np.full(len(samples), 20, np.float32), features.astype(np.float32), np.arange(3))
+
+    for cosine, joined in ((0.95, True), (0.65, False)):
+        other = cosine * shapes[0] + np.sqrt(1 - cosine**2) * shapes[1]
+        assert groups.one(group(cell[mine], shapes[0]), group(cell[~mine], other), cosine, FS) == joined
