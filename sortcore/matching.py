@@ -292,10 +292,10 @@ def pursue(score, first, other, overlaps, interpolator, mean, precision, log_odd
         before.append(latest[stretch])
         latest[stretch] = new
         change(new, max((float(best) + p * mean[k]) / (1 + p), 0.0), found, tables, priors, score, heap, dead)
-        together = beside(found, t, reach)
+        together = sorted(beside(found, t, reach))  # so that it does not matter where the data begin
         for _ in range(MOST_ROUNDS if len(together) > 1 else 0):
             settled = True
-            for i in together:
+            for i in together[::-1]:
                 p = float(precision[units[i]])
                 more = max((rests[i] - p * (amplitudes[i] - mean[units[i]])) / (1 + p), -amplitudes[i])
                 if abs(more) > SETTLED:
@@ -310,7 +310,7 @@ def pursue(score, first, other, overlaps, interpolator, mean, precision, log_odd
 
 @numba.njit(cache=True, nogil=True)
 def beside(found, t, reach):
-    """The spikes whose templates overlap in time with one that starts at t, the latest found first."""
+    """The spikes whose templates overlap in time with one that starts at t."""
     samples, _, _, _, _, latest, before = found
     out = [0][:0]
     stretch = 1 + t // (reach + 1)
