@@ -6,7 +6,7 @@ that falls off within a noise standard deviation or less,
 
     p(x) = w N(x; mu, s) / P(N > t) + (1 - w) exp(-(x - t) / tau) / tau,      x > t,
 
-fitted by maximum likelihood, and believed where it beats the unit alone by more than its parameters cost (BIC). A pursuit
+fitted by maximum likelihood, and believed where it beats the unit alone by clearly more than its parameters cost (BIC). A pursuit
 cannot tell the two, for it takes all that is not a known unit for Gaussian noise; the distribution of scores can.
 """
 
@@ -29,6 +29,7 @@ TAU = (0.15, 0.8)  # noise standard deviations that the background may fall off 
 FEWEST = 20  # spikes that tell a distribution
 FAR = 12.0  # sd above the threshold: the median of units that no background reaches
 BIN = 0.2
+SURE = 2.0  # nats beyond the price of its parameters (BIC) that the mixture must be better by: amplitudes are not quite Gaussian
 LOG_STD = (-2.0, 4.0)
 LEFTOVER_MS = 0.7  # of a spike at least LARGER times as large, in which
 LARGER = 2.0
@@ -71,7 +72,7 @@ def unit_probability(scores: np.ndarray, threshold: float) -> np.ndarray:
     alone = descend(lambda q: -counts @ log_unit(x, q), [middle, width])
     mixed = descend(lambda q: -counts @ log_mixture(x, q), [middle, width, 1.0, 0.0])
     mean, std = mixed[0][0], np.exp(mixed[0][1])
-    if alone[1] - mixed[1] < np.log(len(scores)) or mean < std:  # two more parameters; or a unit that is hardly above the threshold
+    if alone[1] - mixed[1] < np.log(len(scores)) + SURE or mean < std:  # or hardly above the threshold
         return sure
     itself, background = log_parts(above, mixed[0])
     return np.where(above > mean, 1.0, expit(itself - background))
