@@ -30,7 +30,7 @@ from sortcore.types import Priors, Spikes
 from sortcore.workers import in_order
 
 BASIS_LOSS = 0.003  # share of the templates' energy that the shared temporal basis may lose
-MOST_LOST = 1.5  # norm, in noise standard deviations, that the largest unit's spikes may leave behind for it
+MOST_LOST = 1.5  # norm, in noise standard deviations, of what it may lose of any unit's spike
 MOST_BASIS = 12
 DEAD, DEAD_BAR = np.float32(-1e30), np.float32(-1e20)  # scores within a unit's dead time
 SETTLED = 0.3  # noise standard deviations: an amplitude that is off by less is left as it is
@@ -282,7 +282,7 @@ def pursue(score, first, other, overlaps, interpolator, mean, precision, log_odd
         if -g > negative:  # it has shrunk since: others may come first
             heapq.heappush(heap, (-g, k, t, m_now))
             continue
-        new, p, stretch = len(samples), float(precision[k]), 1 + t // (reach + 1)
+        new, stretch = len(samples), 1 + t // (reach + 1)
         samples.append(t)
         shifts.append(m_now)
         units.append(k)
@@ -291,16 +291,15 @@ def pursue(score, first, other, overlaps, interpolator, mean, precision, log_odd
         rests.append(float(best))
         before.append(latest[stretch])
         latest[stretch] = new
-        change(new, max((float(best) + p * mean[k]) / (1 + p), 0.0), found, tables, priors, score, heap, dead)
-        together = sorted(beside(found, t, reach))  # so that it does not matter where the data begin
+        change(new, lacking(new, found, priors), found, tables, priors, score, heap, dead)
+        together = sorted(beside(found, t, reach), reverse=True)  # so that it does not matter where the data begin
         for _ in range(MOST_ROUNDS if len(together) > 1 else 0):
             settled = True
-            for i in together[::-1]:
-                p = float(precision[units[i]])
-                more = max((rests[i] - p * (amplitudes[i] - mean[units[i]])) / (1 + p), -amplitudes[i])
+            for i in together:
+                more = lacking(i, found, priors)
                 if abs(more) > SETTLED:
-                    gains[i] += 0.5 * (1 + p) * more * more
-                    change(i, more, found, tables, priors, score, heap, -1)
+                    gains[i] += 0.5 * (1 + float(precision[units[i]])) * more * more
+                    change(i, more, found, tables, priors, score, heap, dead)
                     settled = False
             if settled:
                 break
@@ -324,11 +323,18 @@ def beside(found, t, reach):
 
 
 @numba.njit(cache=True, nogil=True)
+def lacking(i, found, priors):
+    """How far the amplitude of spike i is below the best one given all others."""
+    _, _, units, amplitudes, rests, _, _ = found
+    mean, precision, _, _ = priors
+    p = float(precision[units[i]])
+    return max((rests[i] - p * (amplitudes[i] - mean[units[i]])) / (1 + p), -amplitudes[i])
+
+
+@numba.njit(cache=True, nogil=True)
 def change(i, more, found, tables, priors, score, heap, dead):
     """Give spike i more amplitude: take it off the scores and off what the spikes beside it have left, and look for peaks there.
-
-    dead: samples on either side in which its unit fires no more; negative where that is so already
-    """
+    Its unit fires no more within `dead` samples."""
     samples, shifts, units, amplitudes, rests, _, _ = found
     first, other, overlaps, interpolator = tables
     mean, precision, log_odds, threshold = priors
