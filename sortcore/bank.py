@@ -9,6 +9,7 @@ import numpy as np
 from sortcore import matching
 from sortcore.matching import Matcher
 from sortcore.numerics import moved_by, unit_norm
+from sortcore.pursuit import DEAD
 from sortcore.types import Priors
 
 SPREAD = 0.12  # smallest standard deviation of a unit's amplitudes, as a share of their mean
@@ -131,10 +132,10 @@ def sums_removed(bank: Bank, fs: float, n_samples: int) -> Bank:
     for i in np.argsort(counts, kind="stable"):
         x = np.zeros((n, 3 * d), np.float32)
         x[:, d : 2 * d] = waveforms[i]
-        score, near = np.full((k, 2 * d + 1), matching.DEAD), slice(matcher.first[i], matcher.first[i + 1])
+        score, near = np.full((k, 2 * d + 1), DEAD), slice(matcher.first[i], matcher.first[i + 1])
         score[matcher.other[near]] = np.pad(priors.amp_mean[i] * matcher.overlaps[near, len(matcher.shifts) // 2], ((0, 0), (1, 1)))
-        score[i] = matching.DEAD
-        score[~left | (counts < 2 * counts[i])] = matching.DEAD
+        score[i] = DEAD
+        score[~left | (counts < 2 * counts[i])] = DEAD
         spikes = matching.match(matcher, score, 5)
         parts = np.unique(spikes.units)
         if len(parts) < 2:

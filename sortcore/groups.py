@@ -1,7 +1,7 @@
 """Groups of spikes, and whether they are of one cell.
 
 A cell's cleaned waveforms have no valley between them. What clustering alone cannot tell, trains can: one cell never fires
-twice within its refractory period, and does not fire together with itself.
+twice within its refractory period.
 """
 
 from __future__ import annotations
@@ -135,9 +135,9 @@ def shared_features(a: Group, b: Group) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def one(a: Group, b: Group, cosine: float, fs: float, back: Back | None = None) -> bool:
-    """Whether two groups are one cell: no valley between them, or neither in the other's refractory period; and not firing together."""
+    """Whether two groups are one cell: no valley between them, or neither in the other's refractory period."""
     fa, fb, channels = shared_features(a, b)
-    if len(channels) < min(len(a.channels), len(b.channels)) / 2 or independent(a.samples, b.samples, fs):
+    if len(channels) < min(len(a.channels), len(b.channels)) / 2:
         return False
     ratio = float(np.linalg.norm(fa.mean(axis=0))) / max(float(np.linalg.norm(fb.mean(axis=0))), 1e-9)
     if cosine > TRAIN_COSINE and 0.5 < ratio < 2.0 and refractory(a.samples, b.samples, fs):
@@ -145,14 +145,12 @@ def one(a: Group, b: Group, cosine: float, fs: float, back: Back | None = None) 
     thin_a, thin_b = max(1, len(fa) // 1000), max(1, len(fb) // 1000)
     fa, fb = fa[::thin_a], fb[::thin_b]
     both = np.concatenate([fa, fb]).reshape(len(fa) + len(fb), -1)
-    difference = gap(both, len(fa))
+    difference = mean_difference(both, len(fa))
     if back is not None and a.there is not None and b.there is not None:  # judged side by side where the tissue was
         _, ia, ib = shared_channels(a, b)
         both = back(a.there.part(slice(None, None, thin_a)).on(ia).with_more(b.there.part(slice(None, None, thin_b)).on(ib)), channels)
         both = both.reshape(len(both), -1)
-        before, difference = difference, gap(both, len(fa))
-        if cosine > MOVED_COSINE and 0.5 < ratio < 2.0 and exclusive(a.there.knots, b.there.knots):
-            return True
+        before, difference = difference, mean_difference(both, len(fa))
         if cosine < MOVED_COSINE and np.linalg.norm(difference) < 0.5 * np.linalg.norm(before):
             return False
     axis = difference / max(np.linalg.norm(difference), 1e-9)
@@ -161,16 +159,7 @@ def one(a: Group, b: Group, cosine: float, fs: float, back: Back | None = None) 
     return separation(space[: len(fa)], space[len(fa) :]) < 1.0
 
 
-def exclusive(a: np.ndarray, b: np.ndarray, share: float = 0.3, fewest: float = 10.0) -> bool:
-    """Whether spikes at knots (S,) of two groups fall at different displacements, as no two cells' do: fewer than a share of
-    the pairs at one knot that would be there if both fired wherever either did."""
-    n = max(a.max(), b.max()) + 1
-    na, nb = np.bincount(a, minlength=n).astype(float), np.bincount(b, minlength=n).astype(float)
-    expected = len(a) * len(b) * (((na + nb) / (len(a) + len(b))) ** 2).sum()
-    return bool(expected > fewest and na @ nb < share * expected)
-
-
-def gap(both: np.ndarray, n: int) -> np.ndarray:
+def mean_difference(both: np.ndarray, n: int) -> np.ndarray:
     """Mean of the rows from n on less the mean of those before."""
     return both[n:].mean(axis=0) - both[:n].mean(axis=0)
 
@@ -183,16 +172,6 @@ def joined(a: Group, b: Group, back: Back | None = None) -> Group:
         there = a.there.on(ia).with_more(b.there.on(ib)).part(order)
         return Group(samples[order], amplitudes[order], back(there, channels), channels, there)
     return Group(samples[order], amplitudes[order], np.concatenate([a.features[:, ia], b.features[:, ib]])[order], channels)
-
-
-def independent(a: np.ndarray, b: np.ndarray, fs: float, within_ms: float = 1.2, around_ms: float = 50.0) -> bool:
-    """Whether two trains fire within the refractory time of each other about as often as around it: then they are two cells."""
-    a, b = np.sort(a), np.sort(b)
-    near, wide = int(within_ms * fs / 1000), int(around_ms * fs / 1000)
-    close = (np.searchsorted(b, a + near, "right") - np.searchsorted(b, a - near, "left")).sum()
-    broad = (np.searchsorted(b, a + wide, "right") - np.searchsorted(b, a - wide, "left")).sum()
-    expected = (broad - close) * near / (wide - near)
-    return bool(expected > 4 and close > 0.3 * expected)
 
 
 def refractory(a: np.ndarray, b: np.ndarray, fs: float, from_ms: float = 0.5, to_ms: float = 1.5, around_ms: float = 50.0) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor
 from sortcore import model
 from sortcore.cluster import NEAREST, separation
 from sortcore.errors import ModelError
-from sortcore.matching import MOST_ROUNDS, SETTLED
+from sortcore.pursuit import MOST_ROUNDS, SETTLED
 
 Real = float | np.ndarray
 

@@ -164,7 +164,7 @@ def test_spikes_brought_back_look_alike_and_another_cell_stays_another(moved_spi
     other = np.array([wave(f.knots_um[q], at=105.0) for q in there.knots]) + rng.standard_normal(there.features.shape)
     both = there.with_more(groups.Displaced(there.knots, other.astype(np.float32)))
     home = f.brought_back(both, channels)
-    assert np.linalg.norm(groups.gap(home, len(there.knots))) > 15
+    assert np.linalg.norm(groups.mean_difference(home, len(there.knots))) > 15
 
 
 def test_large_spikes_refine_the_motion(moved_spikes):
@@ -180,13 +180,6 @@ def test_large_spikes_refine_the_motion(moved_spikes):
     group = groups.Group(samples, np.full(800, 30.0), f.brought_back(spikes, channels), channels, spikes)
     change = (replace(f, motion=wrong).refined([group]).motion.displacement_um - wrong.displacement_um)[:, 0]
     assert change[1] - change[0] == pytest.approx(-1.2, abs=0.3)
-
-
-def test_one_cell_at_two_places_is_told_by_never_firing_at_both():
-    rng = np.random.default_rng(0)
-    low, high = rng.integers(0, 6, 200), rng.integers(6, 12, 200)
-    assert groups.exclusive(low, high)
-    assert not groups.exclusive(low, rng.integers(0, 12, 200)) and not groups.exclusive(low[:3], high[:3])
 
 
 def test_the_moving_matcher_finds_spikes_where_the_tissue_is():

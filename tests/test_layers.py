@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Lowest first. A module of the engine that is not named here must be a stage.
 LAYERS = (
     {"errors", "types", "version"},
-    {"recording", "progress", "workers", "numerics", "medians", "probes", "cluster", "groups", "spectra", "matching", "moving", "bank",
-     "follow", "sample", "archive", "steps", "remote", "settings", "optional", "ephys.config", "optical.foreign", "optical.reading",
+    {"recording", "progress", "workers", "numerics", "medians", "probes", "cluster", "groups", "spectra", "pursuit", "matching", "moving",
+     "bank", "follow", "sample", "archive", "steps", "remote", "settings", "optional", "ephys.config", "optical.foreign", "optical.reading",
      "optical.traces", "optical.weights", "optical.tails", "optical.kernels", "optical.kernel", "optical.ar1", "optical.ar2",
      "optical.estimate", "optical.inputs",
      "optical.voltage.noise",

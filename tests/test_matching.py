@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers_engine import FS, D, flat_priors, pair, plant, random_trains, unit_waveforms
 
-from sortcore import matching, reference
+from sortcore import matching, pursuit, reference
 from sortcore.numerics import unit_norm
 from sortcore.types import Priors, Spikes
 
@@ -65,14 +65,14 @@ def test_large_spikes_that_collide_share_the_data_as_they_made_it(lag):
 def test_the_gain_is_the_references():
     for x, p in ((18.0, 0.16), (5.0, 0.0), (2.0, 0.3)):
         args = (20.0, p, -7.0)
-        assert matching.gain_of(np.float32(x), *args) == pytest.approx(float(reference.spike_gain(x, *args)), rel=1e-6)
+        assert pursuit.gain_of(np.float32(x), *args) == pytest.approx(float(reference.spike_gain(x, *args)), rel=1e-6)
 
 
 def test_threshold_is_where_a_spike_gains_nothing():
     for prior in (False, True):
         matcher = matching.prepare(unit_waveforms(3, 6), flat_priors(3), FS, 8, prior)
         for k in range(3):
-            gain = matching.gain_of(matcher.threshold[k], matcher.amp_mean[k], matcher.amp_precision[k], matcher.log_odds[k])
+            gain = pursuit.gain_of(matcher.threshold[k], matcher.amp_mean[k], matcher.amp_precision[k], matcher.log_odds[k])
             assert gain == pytest.approx(0, abs=1e-3)
 
 
@@ -108,7 +108,7 @@ def test_scores_near_a_unit_are_the_scores_and_all_others_are_dead(rng):
     x = torch.from_numpy(rng.standard_normal((12, 300)).astype(np.float32))
     near = matching.scores_near(matcher, x, 1)
     np.testing.assert_allclose(near[:3], matching.scores(matcher, x)[:3], atol=1e-4)
-    assert (near[3:] == float(matching.DEAD)).all()
+    assert (near[3:] == float(pursuit.DEAD)).all()
     assert matching.scores_near(matcher, x[:, :5], 1).shape == (6, 0)
 
 

@@ -36,6 +36,7 @@ from sortcore.matching import Matcher
 from sortcore.moving import MovingMatcher, moving_matcher
 from sortcore.numerics import moved_by, nearest_channels, unit_norm
 from sortcore.progress import Track, silent
+from sortcore.pursuit import DEAD
 from sortcore.recording import Chunk, chunks
 from sortcore.types import FitLog, Priors, Probe, Spikes
 from sortcore.workers import in_order
@@ -173,9 +174,9 @@ def needed(sweep: Sweep, x: torch.Tensor, matcher: Matcher | MovingMatcher, fs: 
         now = matcher.at(0.0 if follower is None else float(follower.times_s[starts[0]]))
         windows = [x[:, max(0, t - 2 * d) : t + 3 * d].to(torch.float32) for t in starts.tolist()]
         score = matching.scores_near(now, torch.cat(windows, dim=1), k).numpy()
-        score[gone] = matching.DEAD
+        score[gone] = DEAD
         with_it = matching.match(now, score.copy(), dead).scores.sum()
-        score[k] = matching.DEAD
+        score[k] = DEAD
         return float(with_it - matching.match(now, score, dead).scores.sum())
 
     for k in np.argsort(counts, kind="stable"):
