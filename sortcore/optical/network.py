@@ -72,7 +72,7 @@ class CalciumNetwork(nn.Module):
             if i == POOLED:
                 summary = summary + torch.relu(self.pooled(torch.cat([hidden.mean(2), (hidden.square().mean(2) + 1e-6).sqrt()], 1)))
             scale, shift = film(summary)[:, :, None].chunk(2, dim=1)
-            hidden = hidden + torch.relu((1 + scale) * layer(hidden) + shift)
+            hidden = hidden + torch.addcmul(shift, 1 + scale, layer(hidden)).relu_()
         per_second = 10 * nn.functional.softplus(self.rate(hidden).float()).transpose(1, 2).reshape(n, n_frames)
         return per_second / fs[:, None], self.uncertainty(summary)[:, 0].float()
 
