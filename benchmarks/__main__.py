@@ -2,7 +2,7 @@
 
     python -m benchmarks RECORDING... [--sorters sortcore,lupin,...] [--out benchmarks/results]
 
-RECORDING is a folder (recording.bin, probe.json, info.json, truth.npz) or a generator such as
+RECORDING is a folder (recording.bin, probe.json, info.json, truth.npz), a recording of MEArec (.h5), or a generator such as
 si-still:channels=32,units=20,seconds=60,seed=0 (also si-drift, si-tetrode, sortcore). Each sorter runs in a process of its
 own. A finished run is kept in results.jsonl at once and not repeated unless --fresh is given.
 """
@@ -104,7 +104,7 @@ def write_report(out: Path, recordings: list[str]) -> str:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recordings", nargs="+", help="folders or generators")
+    parser.add_argument("recordings", nargs="+", help="folders, generators, MEArec recordings")
     parser.add_argument("--sorters", default=SORTERS, help=f"any SpikeInterface sorter, spikesift, oracle (default {SORTERS})")
     parser.add_argument("--out", type=Path, default=CHECKOUT / "benchmarks" / "results", help="default benchmarks/results")
     parser.add_argument("--parameters", type=json.loads, default={}, help='JSON, {"sorter": {"name": value}}')

@@ -1,4 +1,4 @@
-"""Recordings with known spikes: folders that are there, and generators whose output becomes such a folder.
+"""Recordings with known spikes: folders that are there, and generators and MEArec's files, which become such folders.
 
 A folder holds recording.bin (int16, time-major), probe.json (probeinterface), info.json (fs, n_channels, n_samples, gain_uv)
 and truth.npz (spike_samples, spike_units, snr). A generator is named KIND:key=value,..., for example
@@ -70,6 +70,11 @@ def resolve(text: str, out: Path) -> Path:
         return Path(text)
     if Path(text).is_dir():
         raise ValueError(f"{text} holds no truth.npz; a recording folder has recording.bin, probe.json, info.json and truth.npz.")
+    if Path(text).is_file():
+        folder = out / "recordings" / Path(text).stem
+        if not (folder / "truth.npz").is_file():
+            write_folder(folder, from_mearec(Path(text)))
+        return folder
     spec = parse_spec(text)
     folder = out / "recordings" / spec.name
     if not (folder / "truth.npz").is_file():
@@ -167,6 +172,22 @@ def from_spikeinterface_truth(recording: Any, sorting: Any) -> Generated:
     """A SpikeInterface recording and its true sorting."""
     spikes = sorting.to_spike_vector()
     return Generated(recording, spikes["sample_index"], spikes["unit_index"], len(sorting.unit_ids))
+
+
+def from_mearec(file: Path) -> Generated:
+    """A recording of MEArec. Its spikes are at the peak within the cell; they are brought to the trough of the largest contact."""
+    from spikeinterface.extractors import read_mearec
+
+    recording, sorting = read_mearec(file)
+    made, n = from_spikeinterface_truth(recording, sorting), recording.get_num_samples()
+    samples, reach = made.samples.copy(), int(0.002 * recording.get_sampling_frequency())
+    for unit in range(made.n_units):
+        train = made.samples[(made.units == unit) & (made.samples >= reach) & (made.samples < n - reach)]
+        some = train[np.linspace(0, len(train) - 1, min(len(train), 200)).astype(int)] if len(train) else train
+        if len(some):
+            mean = np.mean([recording.get_traces(start_frame=t - reach, end_frame=t + reach) for t in some], axis=0)
+            samples[made.units == unit] += mean[:, np.ptp(mean, axis=0).argmax()].argmin() - reach
+    return Generated(recording, samples, made.units, made.n_units)
 
 
 def generate_probe_recording(spec: Spec, moving: bool) -> Generated:

@@ -1,7 +1,7 @@
 """Groups of spikes, and whether they are of one cell.
 
 A cell's cleaned waveforms have no valley between them. What clustering alone cannot tell, trains can: one cell never fires
-twice within its refractory period.
+twice within its refractory period, and does not fire together with itself.
 """
 
 from __future__ import annotations
@@ -135,9 +135,9 @@ def shared_features(a: Group, b: Group) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def one(a: Group, b: Group, cosine: float, fs: float, back: Back | None = None) -> bool:
-    """Whether two groups are one cell: no valley between them, or neither in the other's refractory period."""
+    """Whether two groups are one cell: no valley between them, or neither in the other's refractory period; and not firing together."""
     fa, fb, channels = shared_features(a, b)
-    if len(channels) < min(len(a.channels), len(b.channels)) / 2:
+    if len(channels) < min(len(a.channels), len(b.channels)) / 2 or independent(a.samples, b.samples, fs):
         return False
     ratio = float(np.linalg.norm(fa.mean(axis=0))) / max(float(np.linalg.norm(fb.mean(axis=0))), 1e-9)
     if cosine > TRAIN_COSINE and 0.5 < ratio < 2.0 and refractory(a.samples, b.samples, fs):
@@ -172,6 +172,16 @@ def joined(a: Group, b: Group, back: Back | None = None) -> Group:
         there = a.there.on(ia).with_more(b.there.on(ib)).part(order)
         return Group(samples[order], amplitudes[order], back(there, channels), channels, there)
     return Group(samples[order], amplitudes[order], np.concatenate([a.features[:, ia], b.features[:, ib]])[order], channels)
+
+
+def independent(a: np.ndarray, b: np.ndarray, fs: float, within_ms: float = 1.2, around_ms: float = 50.0) -> bool:
+    """Whether two trains fire within the refractory time of each other about as often as around it: then they are two cells."""
+    a, b = np.sort(a), np.sort(b)
+    near, wide = int(within_ms * fs / 1000), int(around_ms * fs / 1000)
+    close = (np.searchsorted(b, a + near, "right") - np.searchsorted(b, a - near, "left")).sum()
+    broad = (np.searchsorted(b, a + wide, "right") - np.searchsorted(b, a - wide, "left")).sum()
+    expected = (broad - close) * near / (wide - near)
+    return bool(expected > 4 and close > 0.3 * expected)
 
 
 def refractory(a: np.ndarray, b: np.ndarray, fs: float, from_ms: float = 0.5, to_ms: float = 1.5, around_ms: float = 50.0) -> bool:

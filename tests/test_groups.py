@@ -6,6 +6,15 @@ from helpers_engine import FS
 from sortcore import groups
 
 
+def test_independent_trains_are_told_from_one_cell():
+    rng = np.random.default_rng(0)
+    a, b = (np.sort(rng.integers(0, 3_000_000, 3000)) for _ in range(2))
+    assert groups.independent(a, b, FS)
+    cell = np.cumsum(90 + rng.integers(0, 2000, 5000))  # refractory for 3 ms
+    mine = rng.random(5000) < 0.5
+    assert not groups.independent(cell[mine], cell[~mine], FS)
+
+
 def test_trains_that_keep_out_of_each_others_refractory_period_are_one_cell():
     rng = np.random.default_rng(0)
     cell = np.cumsum(90 + rng.integers(0, 2000, 5000))  # refractory for 3 ms
