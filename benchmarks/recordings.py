@@ -70,15 +70,10 @@ def resolve(text: str, out: Path) -> Path:
         return Path(text)
     if Path(text).is_dir():
         raise ValueError(f"{text} holds no truth.npz; a recording folder has recording.bin, probe.json, info.json and truth.npz.")
-    if Path(text).is_file():
-        folder = out / "recordings" / Path(text).stem
-        if not (folder / "truth.npz").is_file():
-            write_folder(folder, from_mearec(Path(text)))
-        return folder
-    spec = parse_spec(text)
-    folder = out / "recordings" / spec.name
+    spec = None if Path(text).suffix == ".h5" and Path(text).is_file() else parse_spec(text)
+    folder = out / "recordings" / (Path(text).stem if spec is None else spec.name)
     if not (folder / "truth.npz").is_file():
-        write_folder(folder, GENERATORS[spec.kind](spec))
+        write_folder(folder, from_mearec(Path(text)) if spec is None else GENERATORS[spec.kind](spec))
     return folder
 
 

@@ -95,10 +95,11 @@ def _solve(y, w, g, penalty, s_min, power, c, s):
         return
     N, D, start = np.empty(T), np.empty(T), np.empty(T, np.int64)
     lower, n = penalty * (1 - g), 0
-    for i in range(0, (T - 1) // 2 * 2 if s_min == 0 else 0, 2):  # frames in pairs
+    in_pairs = (T - 1) // 2 * 2 if s_min == 0 else 0  # all but the last frame or two, of which one bears more of the penalty
+    for i in range(0, in_pairs, 2):
         D_a, D_b = (1.0, 1.0) if w is None else (w[i], w[i + 1])
         n = _pair(D_a * y[i] - lower, D_a, i, D_b * y[i + 1] - lower, D_b, i + 1, N, D, start, n, power)
-    for i in range((T - 1) // 2 * 2 if s_min == 0 else 0, T):
+    for i in range(in_pairs, T):
         D[n] = 1.0 if w is None else w[i]
         N[n], start[n] = D[n] * y[i] - (lower if i < T - 1 else penalty), i
         n += 1
