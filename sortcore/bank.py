@@ -100,7 +100,7 @@ def similarity(matcher: Matcher) -> tuple[np.ndarray, np.ndarray]:
 
 
 def same_removed(bank: Bank, fs: float) -> Bank:
-    """Average clusters that are alike at some lag (one cell seen from two channels), the largest absorbing the others."""
+    """Of clusters that are alike at some lag (one cell seen from two channels) the largest alone, which counts the spikes of all."""
     if len(bank) < 2:
         return bank
     counts = bank.counts

@@ -188,6 +188,13 @@ def test_a_unit_centred_on_another_of_its_extrema_is_not_a_second_unit():
     assert stage.realigned([large, faint], matcher, FS) == [large, faint], "of another size"
     other = group(10 * shape[1], np.sort(np.random.default_rng(1).integers(0, 300_000, 1500)))
     assert stage.realigned([large, other], matcher, FS) == [large, other], "another cell: it fires when the first has just fired"
+    rare = 3000 * np.arange(60) + 500  # too few to show that they keep out of each other's refractory period
+    few = [group(10 * shape[0], rare[::2]), group(10 * shape[1], rare[1::4] - 8)]
+    assert stage.realigned(few, matcher, FS) == few[:1], "two cells would not look so alike at a lag"
+    unlike = shape[1].copy()
+    unlike[1] += shape[0, 1]
+    less = [few[0], group(10 * unlike / np.linalg.norm(unlike) * np.linalg.norm(shape[1]), rare[1::4] - 8)]
+    assert stage.realigned(less, matcher, FS) == less
     twin = group(10 * shape[0], train[::3])
     assert stage.realigned([large, twin], matcher, FS) == [large, twin], "at no lag: whether they are one is asked elsewhere"
 

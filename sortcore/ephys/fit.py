@@ -18,6 +18,7 @@ import torch
 from sortcore import matching
 from sortcore.bank import (
     LAGS_A_SAMPLE,
+    SAME_RATIO,
     Bank,
     centred,
     denoised,
@@ -31,7 +32,7 @@ from sortcore.bank import (
 )
 from sortcore.ephys.config import FitConfig, PursuitConfig
 from sortcore.follow import Follower
-from sortcore.groups import MERGE_COSINE, Back, Displaced, Group, full_mean, merged, refractory, split, trimmed_mean
+from sortcore.groups import MERGE_COSINE, Back, Displaced, Group, full_mean, independent, merged, refractory, split, trimmed_mean
 from sortcore.matching import Matcher
 from sortcore.moving import MovingMatcher, moving_matcher
 from sortcore.numerics import moved_by, nearest_channels, unit_norm
@@ -44,6 +45,7 @@ from sortcore.workers import in_order
 FindNew = Callable[[torch.Tensor], tuple[np.ndarray, np.ndarray]]
 
 OFF_CENTRE_MS = 0.1
+SAME_AT_LAG = 0.9  # two cells' waveforms, each centred on its extremum, are not more alike off centre
 START_NORM = 6.5  # of the first clusters; smaller ones are found in the residual, where larger spikes do not blur them
 MIN_NORM = 5.0  # a smaller waveform's spikes are mostly below the threshold that noise allows
 DEAD_MS = 0.5
@@ -238,7 +240,7 @@ def regroup(sweep: Sweep, matcher: Matcher, fs: float, last: bool, min_spikes: i
 
 def realigned(groups: list[Group], matcher: Matcher, fs: float) -> list[Group]:
     """Groups without those that are a larger one centred on another of its extrema: alike, but only at a lag, and never firing
-    within its refractory period.
+    within its refractory period; or nearly the same, which two cells are not at a lag, unless they fire independently.
 
     The larger finds the spikes of both when the data are next pursued; if they are two after all, the residual says so.
     """
@@ -254,7 +256,9 @@ def realigned(groups: list[Group], matcher: Matcher, fs: float) -> list[Group]:
         if not left[i]:
             continue
         for j in np.flatnonzero(left & off_centre[i] & (counts < counts[i]) & (norm > norm[i] / 2) & (norm < norm[i] * 2)):
-            left[j] = not refractory(groups[i].samples + lag[i, j], groups[j].samples, fs)
+            a, b = groups[i].samples + lag[i, j], groups[j].samples
+            same = cosine[i, j] > SAME_AT_LAG and 1 / SAME_RATIO < norm[j] / norm[i] < SAME_RATIO and not independent(a, b, fs)
+            left[j] = not (same or refractory(a, b, fs))
     return [g for g, stays in zip(groups, left, strict=True) if stays]
 
 
