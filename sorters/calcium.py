@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sortcore.errors import ModelError
+from sortcore.numerics import pick_device
 from sortcore.optical.calcium import CalciumResult, Destination, infer_calcium
 from sortcore.optical.network import infer_network
 from sortcore.optical.neuropil import subtract_neuropil
@@ -25,13 +26,15 @@ ESTIMATES = ("noise", "tau_rise_s", "tau_decay_s", "penalty", "kkt_residual")
 
 
 def deconvolve_file(path: Path, fs: float | None, out: Path, tau_rise_s: float | None, tau_decay_s: float | None, *, overwrite: bool,
-                    quiet: bool, neuropil: bool = True, false_positives: float = 0.01, network: bool = True) -> str:
+                    quiet: bool, neuropil: bool = True, false_positives: float = 0.01, network: bool = True,
+                    device: str = "auto") -> str:
     """Deconvolve the traces of a file or folder into a folder; what to say of it.
 
     fs: frames per second, where the file does not say; neuropil: subtract it where the file has it
     false_positives: rate in Hz at which noise alone may pass for a spike
-    network: write the spikes that the network expects in each frame as well
+    network: write the spikes that the network expects in each frame as well; device: where it runs
     """
+    pick_device(device)
     traces = read_traces(path, fs)
     fs = require_rate(traces)
     track = silent if quiet else bars
@@ -47,12 +50,12 @@ def deconvolve_file(path: Path, fs: float | None, out: Path, tau_rise_s: float |
         events = all_events(result.activity, fs, Threshold("false_positives", false_positives))
         save_events(events, folder / "spikes.npz")
         draw(many, result, events, traces.names, folder / "traces.png")
-        counted = expect_spikes(many, result, folder, track) if network else ""
+        counted = expect_spikes(many, result, folder, device, track) if network else ""
     return (f"{many.shape[0]} traces of {many.shape[1]} frames: decay {np.nanmedian(result.tau_decay_s):.2f} s, rise "
             f"{np.nanmedian(result.tau_rise_s):.2f} s (medians), {len(events)} spikes or bursts.{counted} Results are in {out}.")
 
 
-def expect_spikes(traces: np.ndarray, result: CalciumResult, folder: Path, track: Track) -> str:
+def expect_spikes(traces: np.ndarray, result: CalciumResult, folder: Path, device: str, track: Track) -> str:
     """The network's expected spikes of each frame, and each trace's number of spikes with its interval; what to say of it."""
     parts = blocks(len(traces))
     levels = np.concatenate([np.median(result.baseline[part], axis=1) for part in parts])
@@ -62,7 +65,7 @@ def expect_spikes(traces: np.ndarray, result: CalciumResult, folder: Path, track
         return f" The network was left out. {error}"
     expected, rows = new_array(folder / "expected_spikes.npy", traces.shape), []
     for part in track(parts, "network", len(parts)):
-        found = infer_network((traces[part] - result.baseline[part]) / rest[part, None], result.fs, out=expected[part])
+        found = infer_network((traces[part] - result.baseline[part]) / rest[part, None], result.fs, out=expected[part], device=device)
         rows.append(np.column_stack([found.total, found.total_low, found.total_high]))
     expected.flush()
     counts = np.concatenate(rows)

@@ -241,6 +241,7 @@ def calcium(
     neuropil: Annotated[bool, typer.Option(help="Subtract the neuropil, where the file has it, by each cell's own coefficient.")] = True,
     false_positives: Annotated[float, typer.Option(help="Rate in Hz at which noise alone may pass for a spike.")] = 0.01,
     network: Annotated[bool, typer.Option(help="Write the spikes that a network expects in each frame, too.")] = True,
+    device: Device = "auto",
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -251,7 +252,7 @@ def calcium(
         from sorters.calcium import deconvolve_file
 
         say(deconvolve_file(traces, fs, out, tau_rise, tau_decay, overwrite=overwrite, quiet=quiet, neuropil=neuropil,
-                            false_positives=false_positives, network=network))
+                            false_positives=false_positives, network=network, device=device))
 
 
 @app.command()

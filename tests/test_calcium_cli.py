@@ -85,6 +85,11 @@ def test_the_network_is_given_dff_of_whatever_it_is(tmp_path):
     assert (table["low"] <= table["expected"]).all() and (table["expected"] <= table["high"]).all()
 
 
+def test_a_wrong_device_is_refused_before_any_work(tmp_path):
+    done = CliRunner().invoke(app, ["calcium", str(tmp_path / "none.npy"), "--out", str(tmp_path / "out"), "--device", "gpu"])
+    assert done.exit_code == 2 and "auto, cpu, cuda or mps" in done.output and not (tmp_path / "out").exists()
+
+
 def test_the_network_can_be_left_out(tmp_path):
     np.save(tmp_path / "traces.npy", np.random.default_rng(0).standard_normal((1, 300)) / 10)
     done = CliRunner().invoke(app, ["calcium", str(tmp_path / "traces.npy"), "--fs", "30", "--out", str(tmp_path / "out"), "--no-network"])

@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from scipy.stats import nbinom
 
-from sortcore.errors import ModelError
+from sortcore.errors import ConfigError, ModelError
 from sortcore.optical import inputs as given
 from sortcore.optical import network as net
 from sortcore.optical.network import infer_network
@@ -51,6 +51,18 @@ def test_noise_alone_holds_few_spikes() -> None:
     quiet = infer_network(noise, 30.0).total
     busy = infer_network(np.stack([planted(seed, seconds=100.0)[0] for seed in range(8)]), 30.0).total
     assert quiet.mean() < 0.3 * busy.mean()
+
+
+def test_every_device_expects_the_same(device: str) -> None:
+    traces = np.stack([planted(seed)[0] for seed in range(3)])
+    here, there = infer_network(traces, 30.0, device="cpu"), infer_network(traces, 30.0, device=device)
+    np.testing.assert_allclose(there.expected, here.expected, atol=0.01)
+    np.testing.assert_allclose(there.total, here.total, rtol=0.01)
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match="device must be auto, cpu, cuda or mps"):
+        infer_network(planted(0)[0], 30.0, device="gpu")
 
 
 def test_a_batch_is_each_trace_by_itself() -> None:

@@ -31,15 +31,17 @@ class CombinedActivity:
     network: NetworkActivity
 
 
-def infer_combined(traces: np.ndarray, fs: float, *, out: np.ndarray | None = None, track: Track = silent) -> CombinedActivity:
+def infer_combined(traces: np.ndarray, fs: float, *, out: np.ndarray | None = None, device: str = "auto",
+                   track: Track = silent) -> CombinedActivity:
     """Expected spikes of each frame of dF/F traces, by deconvolution and network together.
 
     traces: (N, T) or (T,) dF/F as a fraction, any real dtype, NaN where missing; may be a memory map
     fs: frames per second
     out: (N, T) float32 that takes `activity` in place
+    device: where the network runs, see `infer_network`
     Raises ModelError as `infer_calcium` and `infer_network` do.
     """
-    network = infer_network(traces, fs, track=track)
+    network = infer_network(traces, fs, device=device, track=track)
     deconvolved = infer_calcium(traces, fs, track=track)
     shape = network.expected.shape
     activity = np.empty(shape, np.float32) if out is None else out

@@ -26,6 +26,7 @@ from scipy.stats import nbinom
 from torch import nn
 
 from sortcore.errors import ModelError
+from sortcore.numerics import pick_device
 from sortcore.optical.inputs import INPUTS, N_FEATURES, average_frames, frames_averaged, standardise
 from sortcore.optical.traces import check_traces, filled
 from sortcore.optical.weights import load_weights, save_weights
@@ -39,6 +40,7 @@ DILATIONS = (1, 2, 4, 8, 2, 1)
 POOLED = 2  # layers before the learned part of the summary is taken
 FRAMES_AT_ONCE = 1 << 18
 MIN_FRAMES = 16
+CPU = torch.device("cpu")
 LARGEST_DFF = 20.0
 
 
@@ -103,7 +105,7 @@ class NetworkActivity:
 
 
 def infer_network(traces: np.ndarray, fs: float, *, level: float = 0.9, weights: Path = WEIGHTS, out: np.ndarray | None = None,
-                  track: Track = silent) -> NetworkActivity:
+                  device: str = "auto", track: Track = silent) -> NetworkActivity:
     """Expected spikes of each frame of dF/F traces, with intervals.
 
     traces: (K, T) or (T,) dF/F as a fraction, not in per cent, any real dtype, NaN where missing; may be a memory map
@@ -111,10 +113,12 @@ def infer_network(traces: np.ndarray, fs: float, *, level: float = 0.9, weights:
     level: of the intervals of totals
     weights: an .npz file that `benchmarks/train_calcium.py` has written
     out: (K, T) float32 that takes `expected` in place, so that a batch larger than memory can be written to a memory map
+    device: where the network runs, "auto" (a CUDA card if there is one), "cpu", "cuda" or "mps"; its inputs are made by threads on the CPU
     track: progress, see `sortcore.progress`
 
     A trace that is constant or has fewer than MIN_FRAMES finite frames says nothing of spikes: its results are NaN.
-    Raises ModelError for traces that are not 1-D or 2-D real numbers, infinite or no dF/F, and for fs, level or out out of range.
+    Raises ModelError for traces that are not 1-D or 2-D real numbers, infinite or no dF/F, and for fs, level or out out of range,
+    ConfigError for a device that is not there.
     """
     traces = np.asanyarray(traces)
     check_traces(traces, fs)
@@ -125,7 +129,7 @@ def infer_network(traces: np.ndarray, fs: float, *, level: float = 0.9, weights:
     if expected.shape != many.shape:
         raise ModelError(f"out must have the shape of the traces, {many.shape}, but it is {expected.shape}.")
     total, variance = (np.full(len(many), np.nan) for _ in range(2))
-    network = load_network(weights)
+    network = load_network(weights, pick_device(device))
     size = max(1, FRAMES_AT_ONCE // max(1, many.shape[1]))
     starts = range(0, len(many), size)
     for first in track(starts, "calcium network", len(starts)):
@@ -176,8 +180,9 @@ def run(network: CalciumNetwork, traces: np.ndarray, features: np.ndarray, fs: f
     n_frames = traces.shape[2]
     padded = np.pad(traces, ((0, 0), (0, 0), (0, -n_frames % BLOCK)), mode="edge")
     with torch.inference_mode():
-        mu, log_v = network(torch.from_numpy(padded), torch.from_numpy(features), torch.full((len(traces),), fs))
-    return mu[:, :n_frames].numpy(), log_v.numpy()
+        here = (torch.from_numpy(a).to(network.centre.device) for a in (padded, features, np.full(len(traces), fs, np.float32)))
+        mu, log_v = network(*here)
+    return mu[:, :n_frames].numpy(force=True), log_v.numpy(force=True)
 
 
 def count_interval(mean: np.ndarray, variance: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
@@ -188,9 +193,9 @@ def count_interval(mean: np.ndarray, variance: np.ndarray, level: float) -> tupl
 
 
 @lru_cache(maxsize=4)
-def load_network(path: Path = WEIGHTS) -> CalciumNetwork:
+def load_network(path: Path = WEIGHTS, device: torch.device = CPU) -> CalciumNetwork:
     """The network with the weights of an .npz file of plain arrays. Raises ModelError where they do not fit."""
-    return load_weights(CalciumNetwork(), path, "benchmarks/train_calcium.py")
+    return load_weights(CalciumNetwork(), path, "benchmarks/train_calcium.py").to(device)
 
 
 def save_network(network: CalciumNetwork, path: Path) -> None:
