@@ -75,6 +75,36 @@ def test_motion_that_differs_along_the_probe_is_estimated():
     assert span[0] > 30 and span[-1] < 18
 
 
+def sizes_of(depths_um, contacts_um, away=20.0, power=1.5, noise=4.0):
+    """Sizes (S, M) of sources beside the first column of contacts, above the size 20 of noise alone; they fall off faster than assumed."""
+    gap = np.sqrt((contacts_um[None, :, 0] - 8) ** 2 + (contacts_um[None, :, 1] - depths_um[:, None]) ** 2 + away**2)
+    return 100 * (away / gap) ** power + 20 + noise * np.random.default_rng(0).standard_normal(gap.shape)
+
+
+def test_events_at_the_ends_of_a_probe_move_as_far_as_others():
+    contacts = np.array([[x, y] for y in 15.0 * np.arange(7) for x in (0.0, 32.0)])
+    for true, nearest in ((np.linspace(0, 20, 400), 15.0), (np.linspace(35, 55, 400), 45.0), (np.linspace(70, 90, 400), 75.0)):
+        sizes = sizes_of(true, contacts)
+        moved = np.polyfit(true, drift.located(sizes, *drift.sources(contacts, nearest)), 1)[0]
+        mass = np.maximum(sizes - np.quantile(sizes, drift.FLOOR, axis=1, keepdims=True), 0) ** 2
+        by_mass = np.polyfit(true, mass @ contacts[:, 1] / mass.sum(axis=1), 1)[0]
+        assert 0.8 < moved < 1.25 and (by_mass < 0.75 or nearest == 45.0)
+
+
+def test_events_are_placed_by_every_source_as_likely_as_it_is():
+    contacts = np.array([[x, y] for y in 15.0 * np.arange(7) for x in (0.0, 32.0)])
+    sizes = sizes_of(np.array([40.0, 52.0]), contacts)
+    depths, profiles = drift.sources(contacts, 45.0)
+    for event, found in zip(sizes, drift.located(sizes, depths, profiles), strict=True):
+        floor = np.quantile(event, drift.FLOOR)
+        seen = np.maximum(event - floor, 0)
+        sd = np.hypot(drift.NOISE_SHARE * floor, drift.SIZE_ERROR * seen.max())
+        left = np.array([((seen - (seen @ p) * p) ** 2).sum() for p in profiles.astype(float)])  # with the amplitude that fits best
+        weight = np.exp(-0.5 * (left - left.min()) / sd**2)
+        assert found == pytest.approx(weight @ depths / weight.sum(), abs=0.01)
+    np.testing.assert_allclose(np.linalg.norm(profiles, axis=1), 1, rtol=1e-5)
+
+
 def test_stillness_is_no_motion():
     probe = staggered(40)
     still = drifting(probe, SECONDS, 0.0)

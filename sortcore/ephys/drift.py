@@ -1,8 +1,10 @@
 """How the tissue moves along the probe, from the spikes that are detected.
 
-Events are placed in depth by the centre of mass of their size. Histograms of depth and size, one each few seconds, are
-compared pair by pair; the displacement of every time that best explains all pairs is the motion ("decentralised
-registration", Varol et al. 2021). Long probes are cut into overlapping windows of depth, each with a motion of its own.
+Events are placed in depth as sources whose size falls off as one over the distance (Boussard et al. 2021): the mean over a grid of
+places, each by how well it explains the sizes seen. A centre of mass would see those at the probe's ends move half as far as they
+do. Histograms of depth and size, one each few seconds, are compared pair by pair; the displacement of every time that best explains
+all pairs is the motion ("decentralised registration", Varol et al. 2021). Long probes are cut into overlapping windows of depth,
+each with a motion of its own.
 """
 
 from __future__ import annotations
@@ -27,6 +29,12 @@ Look = Callable[[torch.Tensor], Detections]  # the events of x (N, T) whitened
 
 NEAR_UM = 100.0  # contacts that an event is placed by
 HALF_MS = 0.4  # on either side of its trough
+REACH_UM, GRID_UM = 50.0, 2.5  # sources lie no further along the probe from the largest contact, and so far apart,
+BESIDE_UM = 10.0  # at the middle of the contacts or so far outside of them,
+AWAY_UM = (10.0, 20.0, 35.0, 60.0)  # and so far away from their plane
+FLOOR = 0.2  # quantile of an event's sizes over contacts that noise alone makes,
+NOISE_SHARE = 0.35  # sizes are uncertain by so much of it
+SIZE_ERROR = 0.1  # and by this share of the largest
 SIZES = 8  # of events told apart in a histogram
 BLUR_UM = 4.0
 SOLVING_ROUNDS = 5
@@ -106,15 +114,35 @@ def places(x: np.ndarray, samples: np.ndarray, channels: np.ndarray, preprocessi
     def on_channel(c: int) -> None:
         mine = np.flatnonzero((channels == c) & (samples >= half) & (samples < x.shape[1] - half))
         own = np.flatnonzero(near[c])
+        depths, profiles = sources(probe.positions_um[own], probe.positions_um[c, 1])
         for part in np.array_split(mine, 1 + len(mine) // 2000):
             snippets = x[own[None, :, None], samples[part, None, None] + np.arange(-half, half + 1)].astype(np.float32)
             peak = np.ptp(unwhitening[np.ix_(own, own)] @ snippets, axis=2)
-            weight = np.maximum(peak - np.quantile(peak, 0.2, axis=1, keepdims=True), 0) ** 2
-            depth[part] = weight @ probe.positions_um[own, 1] / np.maximum(weight.sum(axis=1), 1e-9)
+            depth[part] = located(peak, depths, profiles)
             size[part] = peak.max(axis=1)
 
     deque(in_order(on_channel, np.unique(channels).tolist()), maxlen=0)
     return depth, size
+
+
+def sources(contacts_um: np.ndarray, depth_um: float) -> tuple[np.ndarray, np.ndarray]:
+    """(G,) depths of sources around a depth, and their unit-norm sizes (G, M) on contacts (M, 2)."""
+    along = depth_um + np.arange(-REACH_UM, REACH_UM + GRID_UM, GRID_UM)
+    side = contacts_um[:, 0]
+    across = np.unique([side.min() - BESIDE_UM, side.mean(), side.max() + BESIDE_UM])
+    z, x, away = (g.ravel()[:, None] for g in np.meshgrid(along, across, AWAY_UM, indexing="ij"))
+    size = 1 / np.sqrt((side - x) ** 2 + (contacts_um[:, 1] - z) ** 2 + away**2)
+    return z[:, 0], (size / np.linalg.norm(size, axis=1, keepdims=True)).astype(np.float32)
+
+
+def located(sizes: np.ndarray, depths_um: np.ndarray, profiles: np.ndarray) -> np.ndarray:
+    """(S,) depth of events of sizes (S, M): the mean over sources (G,) with profiles (G, M), each by its likelihood."""
+    floor = np.quantile(sizes, FLOOR, axis=1)
+    sizes = np.maximum(sizes - floor[:, None], 0)
+    variance = np.maximum((NOISE_SHARE * floor) ** 2 + (SIZE_ERROR * sizes.max(axis=1)) ** 2, 1e-12)
+    explained = (sizes @ profiles.T) ** 2 / (2 * variance[:, None])
+    weight = np.exp(explained - explained.max(axis=1, keepdims=True))
+    return weight @ depths_um / weight.sum(axis=1)
 
 
 def estimate(times_s: np.ndarray, depth_um: np.ndarray, size: np.ndarray, duration_s: float, probe: Probe,
