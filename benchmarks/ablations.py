@@ -71,6 +71,7 @@ IDEAS: dict[str, tuple[str, str, Any] | list[tuple[str, str, Callable]]] = {
     "comparing spikes of one displacement": [("sortcore.follow.Follower", "brought_back", plain)],
     "merge: no valley": [("sortcore.groups", "separation", lambda *_: 9.0)],
     "merge: never in each other's refractory period": [("sortcore.groups", "refractory", no)],
+    "merge: seldom at one displacement": [("sortcore.groups", "exclusive", no)],
     "no merge of independent trains": [("sortcore.groups", "independent", no)],
     "first clusters that are alike are one": [("sortcore.ephys.fit", "same_removed", first)],
     "clusters of collisions left out": [("sortcore.ephys.fit", "sums_removed", first)],

@@ -13,9 +13,10 @@ from functools import cached_property
 import numpy as np
 from scipy.stats import poisson
 
-from sortcore.cluster import cluster, separation
+from sortcore.cluster import cluster, members, separation
 from sortcore.numerics import leading
 
+OTHER_SHAPE = 2.0  # sd between the mean waveforms of two cells at least, beside what amplitude explains
 MERGE_COSINE = 0.6  # units less alike than this are not tested for being one
 TRAIN_COSINE = 0.75  # trains decide only between units more alike than this: spikes of one hide those of the other too
 MOVED_COSINE = 0.7  # units seen at different displacements are tested for being one if they are more alike than this
@@ -66,11 +67,36 @@ class Group:
 
 
 def split(group: Group, min_spikes: int) -> list[np.ndarray]:
-    """Members of each cluster of one unit's cleaned waveforms, after the share that amplitude alone explains is taken off."""
-    flat = shape_only(group.features)
-    labels = cluster(principal(flat), min_spikes)
-    found = [np.flatnonzero(labels == k) for k in range(labels.max() + 1)]
-    return found or [np.arange(len(flat))]
+    """Members of each cluster of one unit's cleaned waveforms: by shape, after the share that amplitude alone explains is taken off,
+    then by all that is seen, where clusters that differ in amplitude alone stay one."""
+    found = []
+    for part in clusters(shape_only(group.features), min_spikes):
+        flat = group.features[part].reshape(len(part), -1)
+        found += [part[p] for p in of_other_shape(flat, clusters(flat, min_spikes))]
+    return found
+
+
+def clusters(flat: np.ndarray, min_spikes: int) -> list[np.ndarray]:
+    """Members of each cluster of features (S, F); all where there is none."""
+    return members(cluster(principal(flat), min_spikes)) or [np.arange(len(flat))]
+
+
+def of_other_shape(flat: np.ndarray, parts: list[np.ndarray]) -> list[np.ndarray]:
+    """Parts of features (S, F), those joined, the most alike first, that are the same but for their amplitude."""
+    while len(parts) > 1:
+        off, i, j = min((shape_difference(flat[a], flat[b]), i, j) for i, a in enumerate(parts) for j, b in enumerate(parts[:i]))
+        if off >= OTHER_SHAPE:
+            break
+        parts = [*(p for k, p in enumerate(parts) if k not in (i, j)), np.concatenate([parts[j], parts[i]])]
+    return parts
+
+
+def shape_difference(a: np.ndarray, b: np.ndarray) -> float:
+    """Size of what the mean of features b (S, F) has that no multiple of a's mean explains, noise taken off."""
+    mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
+    times = float(mean_a @ mean_b) / max(float(mean_a @ mean_a), 1e-9)
+    by_noise = len(mean_a) * (1 / len(b) + times**2 / len(a))
+    return float(np.sqrt(max(((mean_b - times * mean_a) ** 2).sum() - by_noise, 0.0)))
 
 
 def shape_only(features: np.ndarray) -> np.ndarray:
@@ -151,12 +177,23 @@ def one(a: Group, b: Group, cosine: float, fs: float, back: Back | None = None) 
         both = back(a.there.part(slice(None, None, thin_a)).on(ia).with_more(b.there.part(slice(None, None, thin_b)).on(ib)), channels)
         both = both.reshape(len(both), -1)
         before, difference = difference, mean_difference(both, len(fa))
+        if 0.5 < ratio < 2.0 and exclusive(a.there.knots, b.there.knots):
+            return True
         if cosine < MOVED_COSINE and np.linalg.norm(difference) < 0.5 * np.linalg.norm(before):
             return False
     axis = difference / max(np.linalg.norm(difference), 1e-9)
     along = both @ axis
     space = np.column_stack([along, principal(both - along[:, None] * axis, 5)])
     return separation(space[: len(fa)], space[len(fa) :]) < 1.0
+
+
+def exclusive(a: np.ndarray, b: np.ndarray, share: float = 0.5, fewest: float = 10.0) -> bool:
+    """Whether spikes at knots (S,) of two groups fall at different displacements, as no two cells' do: fewer than a share of
+    the pairs at one knot that would be there if both fired wherever either did."""
+    n = max(a.max(), b.max()) + 1
+    na, nb = np.bincount(a, minlength=n).astype(float), np.bincount(b, minlength=n).astype(float)
+    expected = len(a) * len(b) * (((na + nb) / (len(a) + len(b))) ** 2).sum()
+    return bool(expected > fewest and na @ nb < share * expected)
 
 
 def mean_difference(both: np.ndarray, n: int) -> np.ndarray:

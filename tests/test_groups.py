@@ -56,3 +56,45 @@ def test_trains_do_not_join_what_looks_different():
     for cosine, joined in ((0.95, True), (0.65, False)):
         other = cosine * shapes[0] + np.sqrt(1 - cosine**2) * shapes[1]
         assert groups.one(group(cell[mine], shapes[0]), group(cell[~mine], other), cosine, FS) == joined
+
+
+def test_one_cell_at_two_places_is_told_by_never_firing_at_both():
+    rng = np.random.default_rng(0)
+    low, high = rng.integers(0, 6, 200), rng.integers(6, 12, 200)
+    assert groups.exclusive(low, high)
+    assert groups.exclusive(np.r_[low, high[:25]], np.r_[high, low[:25]]), "seldom, where templates are about as good"
+    assert not groups.exclusive(low, rng.integers(0, 12, 200)) and not groups.exclusive(low[:3], high[:3])
+
+
+def group_of(means, sizes, seed=0):
+    """A group of spikes of several mean features (F,), and which mean each is of."""
+    rng = np.random.default_rng(seed)
+    truth = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    flat = np.array(means)[truth] + rng.standard_normal((len(truth), len(means[0])))
+    features = flat.reshape(len(truth), 3, -1).astype(np.float32)
+    return groups.Group(np.sort(rng.choice(3_000_000, len(truth), replace=False)), np.ones(len(truth), np.float32), features,
+                        np.arange(3)), truth
+
+
+def test_two_cells_of_one_place_are_told_by_shape_and_size_together():
+    """Three standard deviations apart in shape and as far in size: neither alone shows a valley."""
+    axes = np.eye(12)
+    both, truth = group_of((9 * axes[0], 12 * axes[0] + 3 * axes[1]), (400, 300))
+    found = groups.split(both, 10)
+    assert len(found) == 2 and sum(len(part) for part in found) == 700
+    assert all(max(np.mean(truth[part] == k) for k in (0, 1)) > 0.9 for part in found)
+
+
+def test_sizes_alone_do_not_split_a_cell():
+    axes = np.eye(12)
+    burst, _ = group_of((18 * axes[0], 11 * axes[0]), (400, 300))
+    assert [len(part) for part in groups.split(burst, 10)] == [700]
+    one, _ = group_of((12 * axes[0],), (500,))
+    assert [len(part) for part in groups.split(one, 10)] == [500]
+
+
+def test_the_difference_of_two_shapes_is_free_of_size_and_noise():
+    axes = 10 * np.eye(42)
+    means = (axes[0], 0.5 * axes[0] + 0.4 * axes[1], 2 * axes[0])
+    a, b, same = (group_of((mean,), (200,), seed)[0].features.reshape(200, -1) for seed, mean in enumerate(means))
+    assert abs(groups.shape_difference(a, b) - 4) < 0.5 and groups.shape_difference(a, same) < 1
