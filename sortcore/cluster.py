@@ -27,7 +27,8 @@ def cluster(x: np.ndarray, min_size: int) -> np.ndarray:
     labels = np.zeros(len(x), np.int64)
     for most in MOST_PARCELS:
         found = [index[part] for index in members(labels) for part in members(merge(x[index], parcels(x[index], most)))]
-        labels = np.repeat(np.arange(len(found)), [len(index) for index in found])[np.argsort(np.concatenate(found), kind="stable")]
+        for k, index in enumerate(found):
+            labels[index] = k
     return drop_small(labels, min_size)
 
 

@@ -166,8 +166,11 @@ def one(a: Group, b: Group, cosine: float, fs: float, back: Back | None = None) 
     if len(channels) < min(len(a.channels), len(b.channels)) / 2 or independent(a.samples, b.samples, fs):
         return False
     ratio = float(np.linalg.norm(fa.mean(axis=0))) / max(float(np.linalg.norm(fb.mean(axis=0))), 1e-9)
-    if cosine > TRAIN_COSINE and 0.5 < ratio < 2.0 and refractory(a.samples, b.samples, fs):
-        return True
+    if 0.5 < ratio < 2.0:
+        if cosine > TRAIN_COSINE and refractory(a.samples, b.samples, fs):
+            return True
+        if back is not None and a.there is not None and b.there is not None and exclusive(a.there.knots, b.there.knots):
+            return True
     thin_a, thin_b = max(1, len(fa) // 1000), max(1, len(fb) // 1000)
     fa, fb = fa[::thin_a], fb[::thin_b]
     both = np.concatenate([fa, fb]).reshape(len(fa) + len(fb), -1)
@@ -177,8 +180,6 @@ def one(a: Group, b: Group, cosine: float, fs: float, back: Back | None = None) 
         both = back(a.there.part(slice(None, None, thin_a)).on(ia).with_more(b.there.part(slice(None, None, thin_b)).on(ib)), channels)
         both = both.reshape(len(both), -1)
         before, difference = difference, mean_difference(both, len(fa))
-        if 0.5 < ratio < 2.0 and exclusive(a.there.knots, b.there.knots):
-            return True
         if cosine < MOVED_COSINE and np.linalg.norm(difference) < 0.5 * np.linalg.norm(before):
             return False
     axis = difference / max(np.linalg.norm(difference), 1e-9)

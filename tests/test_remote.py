@@ -70,7 +70,7 @@ def test_workers_that_die_are_made_up_for(client: Any, raw: Path, probe: Probe, 
     track = Killing(client, stage, count)
     assert contents(sort(raw, probe, None, progress=track, spread=cluster_of(client))) == contents(plain)
     assert track.killed and len(track.victims) == count
-    client.wait_for_workers(1, timeout=120)  # Dask starts others in its own time
+    client.wait_for_workers(2, timeout=120)  # Dask starts others in its own time
     assert not set(track.victims) & set(client.run(os.getpid).values())
 
 
