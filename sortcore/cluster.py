@@ -25,11 +25,20 @@ def cluster(x: np.ndarray, min_size: int) -> np.ndarray:
     if len(x) < 2 * min_size:
         return np.zeros(len(x), np.int64)
     labels = np.zeros(len(x), np.int64)
-    for most in MOST_PARCELS:
-        found = [index[part] for index in members(labels) for part in members(merge(x[index], parcels(x[index], most)))]
-        for k, index in enumerate(found):
-            labels[index] = k
+    for k, index in enumerate(parts(x, np.arange(len(x)))):
+        labels[index] = k
     return drop_small(labels, min_size)
+
+
+def parts(x: np.ndarray, index: np.ndarray, look: int = 0) -> list[np.ndarray]:
+    """Indices of the points of each cluster among those at index, by this look and all after it."""
+    if look == len(MOST_PARCELS):
+        return [index]
+    found = members(merge(x[index], parcels(x[index], MOST_PARCELS[look])))
+    look += 1
+    while len(found) == 1 and look < len(MOST_PARCELS) and len(index) // PARCEL_SIZE <= MOST_PARCELS[look]:
+        look += 1  # it would see the same parcels
+    return [p for part in found for p in parts(x, index[part], look)]
 
 
 def members(labels: np.ndarray) -> list[np.ndarray]:
