@@ -22,6 +22,7 @@ STILL_SECONDS = 0.5  # data are carried in stretches of so long
 CARRIED_ERROR = 0.2  # share of a waveform's energy that interpolation gets wrong
 OFF_UM = 1.5  # that estimated motion is wrong by
 SMOOTHNESS = 4.0  # how much more alike its errors at neighbouring knots are
+VISITS = 4  # times apart at which tissue was at a knot, for its spikes to tell the motion better
 
 
 @dataclass(frozen=True)
@@ -109,12 +110,15 @@ class Follower:
                 continue
             own = self.at_knots(g.there, g.channels, trimmed_mean(g.features))
             along, size = self.evidence(g.there, own, self.slope(own))
+            times, at = self.times_s[g.samples], float(depth[g.channels[0]])
+            rows = np.searchsorted(edges, times)
             sure = np.abs(along) < 4 * OFF_UM * size  # and no collision
-            rows = np.searchsorted(edges, self.times_s[g.samples])[sure]
-            share = np.interp(depth[g.channels[0]], motion.depths_um, np.arange(windows))
+            sure &= often_visited(g.there.knots, rows) & ~jumping(motion, times, at)
+            along -= size * off_mean(g.there.knots, motion.over(times, at))  # what the motion says already
+            share = np.interp(at, motion.depths_um, np.arange(windows))
             for v, u in ((int(share), 1 - share % 1), (min(int(share) + 1, windows - 1), share % 1)):
-                np.add.at(total[:, v], rows, u * along[sure])
-                np.add.at(weight[:, v], rows, u * size[sure])
+                np.add.at(total[:, v], rows[sure], u * along[sure])
+                np.add.at(weight[:, v], rows[sure], u * size[sure])
         return replace(self, motion=replace(motion, displacement_um=motion.displacement_um + total / weight))
 
     def at_knots(self, there: Displaced, channels: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -138,6 +142,25 @@ class Follower:
         out = np.zeros((len(self.knots_um), self.forth.shape[1], basis.shape[1]), np.float32)
         out[:, group.channels] = self.at_knots(group.there, group.channels, trimmed_mean(group.features)) @ basis
         return out
+
+
+def off_mean(knots: np.ndarray, displacement_um: np.ndarray) -> np.ndarray:
+    """(S,) displacements of spikes (S,) less the mean of those at the same knot, where what is seen there was learned."""
+    mean = np.bincount(knots, displacement_um) / np.maximum(np.bincount(knots), 1)
+    return displacement_um - mean[knots]
+
+
+def often_visited(knots: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(S,) whether spikes are at knots that were reached in several bins of time (S,): of a knot that only one bin's spikes were
+    at, they can't say where it is."""
+    pairs = np.unique(np.column_stack([knots, rows]), axis=0)
+    return np.bincount(pairs[:, 0])[knots] >= VISITS
+
+
+def jumping(motion: Motion, times_s: np.ndarray, depth_um: float) -> np.ndarray:
+    """(S,) whether tissue moves so far from one time of the motion to the next that between them it is not known."""
+    steps = np.abs(np.diff(motion.over(motion.times_s, depth_um)))
+    return np.concatenate([[False], steps > 2 * OFF_UM, [False]])[np.searchsorted(motion.times_s, times_s)]
 
 
 def laplacian(n: int) -> np.ndarray:

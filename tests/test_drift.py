@@ -197,19 +197,46 @@ def test_spikes_brought_back_look_alike_and_another_cell_stays_another(moved_spi
     assert np.linalg.norm(groups.mean_difference(home, len(there.knots))) > 15
 
 
-def test_large_spikes_refine_the_motion(moved_spikes):
-    f, there, wave = moved_spikes
-    wrong = replace(f.motion, displacement_um=f.motion.displacement_um + np.array([[0.0], [1.2]]))
-    samples = np.random.default_rng(2).integers(0, 1000, 800)
-    late = f.times_s[samples] > 0.5
-    rng = np.random.default_rng(3)
-    knots = there.knots
-    seen = np.array([wave(f.knots_um[q] - 1.2 * w) for q, w in zip(knots, late, strict=True)]) + rng.standard_normal(there.features.shape)
-    spikes = groups.Displaced(knots, seen.astype(np.float32))
-    channels = np.arange(16)
-    group = groups.Group(samples, np.full(800, 30.0), f.brought_back(spikes, channels), channels, spikes)
-    change = (replace(f, motion=wrong).refined([group]).motion.displacement_um - wrong.displacement_um)[:, 0]
-    assert change[1] - change[0] == pytest.approx(-1.2, abs=0.3)
+@pytest.fixture(scope="module")
+def drifting_cell(moved_spikes):
+    """A follower whose motion is a zigzag of 20 um, seen every second for 40 s, and a group of spikes of a cell that follows a motion
+    that is off that one by so many um at each time."""
+    f, _, wave = moved_spikes
+    times = np.arange(40.0)
+    motion = Motion(times, np.array([0.0]), (10 * np.interp(times % 16, [0, 4, 12, 16], [0, 1, -1, 0]))[:, None])
+    f = replace(f, motion=motion, times_s=np.linspace(0, 39, 39_000).astype(np.float32))
+    samples = np.sort(np.random.default_rng(2).choice(39_000, 2000, replace=False))
+
+    def group(off_um):
+        rng = np.random.default_rng(3)
+        said = motion.over(f.times_s[samples], 75.0)
+        moved = said + off_um[np.rint(f.times_s[samples]).astype(int)]
+        seen = np.array([wave(um) for um in moved]) + rng.standard_normal((2000, 16, 2))
+        spikes = groups.Displaced(moving.nearest_knot(said, f.knots_um), seen.astype(np.float32))
+        channels = np.r_[5, np.delete(np.arange(16), 5)]  # the largest first
+        return groups.Group(samples, np.full(2000, 30.0), f.brought_back(spikes.on(channels), channels), channels, spikes.on(channels))
+
+    return f, group
+
+
+def test_spikes_leave_a_motion_that_is_right_as_it_is(drifting_cell):
+    """Though most of them lie between two knots."""
+    f, group = drifting_cell
+    change = (f.refined([group(np.zeros(40))]).motion.displacement_um - f.motion.displacement_um)[:, 0]
+    assert np.sqrt((change**2).mean()) < 0.2
+
+
+def test_large_spikes_refine_the_motion(drifting_cell):
+    f, group = drifting_cell
+    off = np.random.default_rng(4).normal(0, 0.8, 40)
+    change = (f.refined([group(off)]).motion.displacement_um - f.motion.displacement_um)[:, 0]
+    assert np.sqrt(((change - off)[1:-1] ** 2).mean()) < 0.5 * np.sqrt((off[1:-1] ** 2).mean())
+
+
+def test_what_is_between_two_times_of_a_jump_is_not_asked(drifting_cell):
+    f, _ = drifting_cell
+    jump = replace(f.motion, displacement_um=f.motion.displacement_um + 15.0 * (np.arange(40) > 20)[:, None])
+    assert follow.jumping(jump, np.array([3.5, 19.9, 20.1, 20.9, 21.5, 39.0]), 75.0).tolist() == [False, False, True, True, False, False]
 
 
 def test_the_moving_matcher_finds_spikes_where_the_tissue_is():
