@@ -19,6 +19,7 @@ from sortcore.numerics import leading
 OTHER_SHAPE = 2.0  # sd between the mean waveforms of two cells at least, beside what amplitude explains
 MERGE_COSINE = 0.6  # units less alike than this are not tested for being one
 TRAIN_COSINE = 0.75  # trains decide only between units more alike than this: spikes of one hide those of the other too
+MOST_LAG_MS = 0.5  # between groups that are tested for being one
 MOVED_COSINE = 0.7  # units seen at different displacements are tested for being one if they are more alike than this
 
 
@@ -64,6 +65,13 @@ class Group:
     def part(self, index: np.ndarray) -> Group:
         there = None if self.there is None else self.there.part(index)
         return Group(self.samples[index], self.amplitudes[index], self.features[index], self.channels, there)
+
+    def later(self, lag: int, lags: dict[int, np.ndarray]) -> Group:
+        """What is seen `lag` samples later, where `lags` has the matrices of `lagged`."""
+        if lag == 0:
+            return self
+        there = None if self.there is None else Displaced(self.there.knots, self.there.features @ lags[lag])
+        return Group(self.samples + lag, self.amplitudes, self.features @ lags[lag], self.channels, there)
 
 
 def split(group: Group, min_spikes: int) -> list[np.ndarray]:
@@ -114,15 +122,17 @@ def principal(flat: np.ndarray, n: int = 6, most: int = 2000) -> np.ndarray:
     return centred @ leading(thin, n)
 
 
-def merged(groups: list[Group], n_channels: int, fs: float, back: Back | None = None) -> list[Group]:
-    """Join groups that are one cell, the most alike first."""
-    groups = list(groups)
+def merged(groups: list[Group], n_channels: int, fs: float, basis: np.ndarray, back: Back | None = None) -> list[Group]:
+    """Join groups that are one cell, the most alike first. basis: (B, D) temporal basis of the features.
+
+    A cell whose waveform is as large on two contacts, or that drifts from one to the other, may be centred on the trough of either:
+    groups are compared at the lag at which they are most alike.
+    """
+    groups, lags = list(groups), lagged(basis, int(MOST_LAG_MS * fs / 1000))
     apart: set[tuple[int, int]] = set()  # pairs found to be two, by identity of the groups
     merged_away: list[Group] = []
     while len(groups) > 1:
-        flat = np.array([full_mean(g, n_channels) for g in groups]).reshape(len(groups), -1)
-        norm = np.linalg.norm(flat, axis=1)
-        cosine = flat @ flat.T / np.maximum(norm[:, None] * norm[None], 1e-9)
+        cosine, lag = alike(np.array([full_mean(g, n_channels) for g in groups]), lags)
         pairs = [(cosine[i, j], i, j) for i in range(len(groups)) for j in range(i) if cosine[i, j] > MERGE_COSINE]
         touched: set[int] = set()
         gone: set[int] = set()
@@ -130,17 +140,34 @@ def merged(groups: list[Group], n_channels: int, fs: float, back: Back | None = 
             pair = (id(groups[i]), id(groups[j]))
             if i in touched or j in touched or pair in apart:
                 continue
-            if not one(groups[i], groups[j], float(c), fs, back):
+            a, b, by = (i, j, lag[i, j]) if len(groups[i].samples) >= len(groups[j].samples) else (j, i, lag[j, i])
+            later = groups[b].later(by, lags)
+            if not one(groups[a].later(-by, lags).later(by, lags), later, float(c), fs, back):
                 apart.add(pair)
                 continue
             merged_away += [groups[i], groups[j]]  # kept alive, so that no new group takes their identity
-            groups[i] = joined(groups[i], groups[j], back)
+            groups[i] = joined(groups[a], later, back)
             gone.add(j)
             touched |= {i, j}
         if not gone:
             break
         groups = [g for i, g in enumerate(groups) if i not in gone]
     return groups
+
+
+def lagged(basis: np.ndarray, most: int) -> dict[int, np.ndarray]:
+    """For each lag of at most so many samples, (B, B) matrix from features in a basis (B, D) to those of what is seen so much later."""
+    padded = np.pad(basis, ((0, 0), (most, most)))
+    return {lag: padded[:, most + lag : most + lag + basis.shape[1]] @ basis.T for lag in range(-most, most + 1)}
+
+
+def alike(means: np.ndarray, lags: dict[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(K, K) cosine of mean features (K, N, B) at the lag at which they are most alike, and that lag: of the second after the first."""
+    flat = means.reshape(len(means), -1)
+    norm = np.linalg.norm(flat, axis=1)
+    every = np.array([flat @ (means @ later).reshape(flat.shape).T for later in lags.values()])
+    best = every.argmax(axis=0)
+    return every.max(axis=0) / np.maximum(norm[:, None] * norm[None], 1e-9), np.array(list(lags))[best]
 
 
 def full_mean(group: Group, n_channels: int) -> np.ndarray:

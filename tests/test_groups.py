@@ -98,3 +98,54 @@ def test_the_difference_of_two_shapes_is_free_of_size_and_noise():
     means = (axes[0], 0.5 * axes[0] + 0.4 * axes[1], 2 * axes[0])
     a, b, same = (group_of((mean,), (200,), seed)[0].features.reshape(200, -1) for seed, mean in enumerate(means))
     assert abs(groups.shape_difference(a, b) - 4) < 0.5 and groups.shape_difference(a, same) < 1
+
+
+def centred_at(starts, waveform, basis, channels, seed=0):
+    """A group of spikes of a waveform (M, D) with unit noise, in a basis (B, D)."""
+    noise = np.random.default_rng(seed).standard_normal((len(starts), len(channels), len(basis)))
+    return groups.Group(starts, np.full(len(starts), 20.0), (waveform @ basis.T + noise).astype(np.float32), channels)
+
+
+def two_troughs(lag):
+    """(6, 32) waveform with a trough on three contacts, and one as large `lag` samples later on three others, from two starts."""
+    pulse = np.zeros((6, 32 + lag))
+    pulse[:3, 10:14], pulse[3:, 10 + lag : 14 + lag] = -4.0, -4.0
+    return pulse[:, :32], pulse[:, lag:]
+
+
+def test_a_cell_centred_on_either_of_two_troughs_is_one_and_its_spikes_are_brought_to_one_time():
+    basis, channels, n, lag = np.eye(32), np.arange(6), 3_000_000, 5
+    early, late = two_troughs(lag)
+    rng = np.random.default_rng(1)
+    cell = np.sort(rng.choice(n, 500, replace=False))
+    first, second = centred_at(cell[:300], early, basis, channels, 1), centred_at(cell[300:] + lag, late, basis, channels, 2)
+    (one,) = groups.merged([first, second], 6, FS, basis)
+    assert np.array_equal(one.samples, cell)
+    np.testing.assert_allclose(one.mean[:, 3:-lag], early[:, 3:-lag], atol=0.5)
+    (one,) = groups.merged([second, first], 6, FS, basis)
+    assert np.array_equal(one.samples, cell)
+    too_far = int(groups.MOST_LAG_MS * FS / 1000) + 1
+    assert len(groups.merged([first, centred_at(cell[300:] + too_far, two_troughs(too_far)[1], basis, channels, 2)], 6, FS, basis)) == 2
+
+
+def test_two_cells_that_are_alike_at_a_lag_stay_two():
+    basis, channels, n, lag = np.eye(32), np.arange(6), 3_000_000, 5
+    early, late = two_troughs(lag)
+    other = late * np.array([1, 1, 1, 0.7, 0.7, 0.2])[:, None]
+    rng = np.random.default_rng(1)
+    a, b = (np.sort(rng.choice(n, k, replace=False)) for k in (300, 200))
+    assert len(groups.merged([centred_at(a, early, basis, channels, 1), centred_at(b, other, basis, channels, 2)], 6, FS, basis)) == 2
+
+
+def test_likeness_at_a_lag_is_that_of_the_moved_waveforms():
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.standard_normal((32, 5)))[0].T
+    means = rng.standard_normal((4, 3, 5))
+    cosine, lag = groups.alike(means, groups.lagged(basis, 6))
+    waves = means @ basis
+    for i in range(4):
+        for j in range(4):
+            moved = [np.pad(waves[j], ((0, 0), (6, 6)))[:, 6 + k : 38 + k] for k in range(-6, 7)]  # the slow form
+            dots = [(waves[i] * (m @ basis.T @ basis)).sum() for m in moved]
+            assert lag[i, j] == np.argmax(dots) - 6
+            assert np.isclose(cosine[i, j], max(dots) / np.linalg.norm(waves[i]) / np.linalg.norm(waves[j]))

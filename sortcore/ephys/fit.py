@@ -234,7 +234,7 @@ def regroup(sweep: Sweep, matcher: Matcher, fs: float, last: bool, min_spikes: i
         return [group] if last else [group.part(p) for p in split(group, min_spikes)]
 
     groups = [g for found in in_order(parts, range(len(matcher.coefficients))) for g in found]
-    groups = merged(groups, matcher.n_channels, fs, back)
+    groups = merged(groups, matcher.n_channels, fs, matcher.basis, back)
     return groups if last else realigned(groups, matcher, fs)
 
 
