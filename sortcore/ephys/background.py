@@ -6,7 +6,7 @@ that falls off within a noise standard deviation or less,
 
     p(x) = w N(x; mu, s) / P(N > t) + (1 - w) exp(-(x - t) / tau) / tau,      x > t,
 
-fitted by maximum likelihood, and believed where it beats the unit alone by clearly more than its parameters cost (BIC). A pursuit
+fitted as its posterior's maximum: that noise reaches over a threshold is known beforehand, and about how fast it falls off. A pursuit
 cannot tell the two, for it takes all that is not a known unit for Gaussian noise; the distribution of scores can.
 """
 
@@ -25,11 +25,12 @@ from sortcore.numerics import mad
 from sortcore.types import Spikes
 from sortcore.workers import in_order
 
-TAU = (0.15, 0.8)  # noise standard deviations that the background may fall off within
+TAU = (0.15, 0.8)  # noise standard deviations that the background may fall off within, and
+USUAL_TAU = (0.4, 0.3)  # does as a rule, with the spread of its logarithm: Gaussian noise alone 1 / t, many small cells more slowly
 FEWEST = 20  # spikes that tell a distribution
 FAR = 12.0  # sd above the threshold: the median of units that no background reaches
 BIN = 0.2
-SURE = 2.0  # nats beyond the price of its parameters (BIC) that the mixture must be better by: amplitudes are not quite Gaussian
+BELOW = 0.02  # share of the scores under the threshold: it is a little lower where tissue has moved, or spikes collide
 LOG_STD = (-2.0, 4.0)
 LEFTOVER_MS = 0.7  # of a spike at least LARGER times as large, in which
 LARGER = 2.0
@@ -64,17 +65,15 @@ def unit_probability(scores: np.ndarray, threshold: float) -> np.ndarray:
     sure = np.ones(len(scores))
     if len(scores) < FEWEST or np.median(scores) > threshold + FAR:
         return sure
-    above = np.maximum(scores - min(threshold, scores.min()), 0.0)
+    above = np.maximum(scores - min(threshold, np.quantile(scores, BELOW)), 0.0)
     edges = np.arange(0.0, above.max() + BIN, BIN)
     counts, x = np.bincount((above / BIN).astype(int), minlength=len(edges)).astype(float), np.arange(len(edges)) * BIN + BIN / 2
-    middle = float(np.median(above))
-    width = float(np.log(mad(above) + 0.3))
-    alone = descend(lambda q: -counts @ log_unit(x, q), [middle, width])
-    mixed = descend(lambda q: -counts @ log_mixture(x, q), [middle, width, 1.0, 0.0])
-    mean, std = mixed[0][0], np.exp(mixed[0][1])
-    if alone[1] - mixed[1] < np.log(len(scores)) + SURE or mean < std:  # or hardly above the threshold
+    start = [float(np.median(above)) + 0.5, float(np.log(mad(above) + 0.3)), 1.0, 0.0]
+    found = descend(lambda q: -counts @ log_mixture(x, q) - log_prior(q[3]), start)
+    mean, std = found[0], np.exp(found[1])
+    if mean < std:  # hardly above the threshold: the two look alike
         return sure
-    itself, background = log_parts(above, mixed[0])
+    itself, background = log_parts(above, found)
     return np.where(above > mean, 1.0, expit(itself - background))
 
 
@@ -98,9 +97,20 @@ def log_normal_below(z):
 
 
 @numba.njit(cache=True, nogil=True)
+def falloff(logit):
+    """tau for the logit of its place in its range."""
+    return TAU[0] + (TAU[1] - TAU[0]) / (1 + np.exp(-logit))
+
+
+def log_prior(logit: float) -> float:
+    """Log density of tau, for the logit of its place in its range."""
+    return float(-0.5 * (np.log(falloff(logit) / USUAL_TAU[0]) / USUAL_TAU[1]) ** 2)
+
+
+@numba.njit(cache=True, nogil=True)
 def log_parts(x, q):
     """Log of the weighted densities of unit and background, for q = (mean, log std, logit of the unit's share, logit of tau's range)."""
-    tau = TAU[0] + (TAU[1] - TAU[0]) / (1 + np.exp(-q[3]))
+    tau = falloff(q[3])
     share = min(max(1 / (1 + np.exp(-q[2])), 1e-9), 1 - 1e-9)
     return np.log(share) + log_unit(x, q), np.log(1 - share) - x / tau - np.log(tau)
 
@@ -114,11 +124,11 @@ def log_mixture(x, q):
     return itself
 
 
-def descend(loss: Callable[[np.ndarray], float], start: list[float]) -> tuple[np.ndarray, float]:
+def descend(loss: Callable[[np.ndarray], float], start: list[float]) -> np.ndarray:
     first = np.vstack([np.zeros(len(start)), 0.5 * np.eye(len(start))]) + start
     found = minimize(loss, start, method="Nelder-Mead",
                      options={"initial_simplex": first, "maxiter": 200 * len(start), "xatol": 0.01, "fatol": 0.01})
-    return found.x, float(found.fun)
+    return found.x
 
 
 def leftover(spikes: Spikes, fs: float) -> np.ndarray:
