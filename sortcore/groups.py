@@ -71,7 +71,7 @@ class Group:
         if lag == 0:
             return self
         there = None if self.there is None else Displaced(self.there.knots, self.there.features @ lags[lag])
-        return Group(self.samples + lag, self.amplitudes, self.features @ lags[lag], self.channels, there)
+        return Group(np.maximum(self.samples + lag, 0), self.amplitudes, self.features @ lags[lag], self.channels, there)
 
 
 def split(group: Group, min_spikes: int) -> list[np.ndarray]:
