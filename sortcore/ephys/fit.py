@@ -30,6 +30,7 @@ from sortcore.bank import (
     similarity,
     sums_removed,
 )
+from sortcore.ephys import background
 from sortcore.ephys.config import FitConfig, PursuitConfig
 from sortcore.follow import Follower
 from sortcore.groups import MERGE_COSINE, Back, Displaced, Group, full_mean, independent, merged, refractory, split, trimmed_mean
@@ -221,10 +222,11 @@ def wide_channels(matcher: Matcher, probe: Probe, radius_um: float = 150.0, most
 
 
 def regroup(sweep: Sweep, matcher: Matcher, fs: float, last: bool, min_spikes: int, back: Back | None = None) -> list[Group]:
-    """Units after splits and merges, each tested on cleaned features."""
+    """Units after splits and merges, each tested on cleaned features; in the last round of spikes that are no background."""
+    own = background.probability(sweep.spikes, matcher) > 0.5 if last else np.ones(len(sweep.spikes), bool)
 
     def parts(k: int) -> list[Group]:
-        mine, real = np.flatnonzero(sweep.spikes.units == k), sweep.channels[k] >= 0
+        mine, real = np.flatnonzero(own & (sweep.spikes.units == k)), sweep.channels[k] >= 0
         if len(mine) < min_spikes:
             return []
         features, channels = sweep.features[mine][:, real], sweep.channels[k][real]
