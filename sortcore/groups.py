@@ -142,7 +142,8 @@ def merged(groups: list[Group], n_channels: int, fs: float, basis: np.ndarray, b
                 continue
             a, b, by = (i, j, lag[i, j]) if len(groups[i].samples) >= len(groups[j].samples) else (j, i, lag[j, i])
             later = groups[b].later(by, lags)
-            if not one(groups[a].later(-by, lags).later(by, lags), later, float(c), fs, back):
+            through_same = groups[a].later(-by, lags).later(by, lags)  # without what a lag of that size pushes out of the window
+            if not one(through_same, later, float(c), fs, back):
                 apart.add(pair)
                 continue
             merged_away += [groups[i], groups[j]]  # kept alive, so that no new group takes their identity
