@@ -12,9 +12,9 @@ import argparse
 import dataclasses
 import importlib
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -46,6 +46,10 @@ def none_left(spikes: Any, *_: Any) -> np.ndarray:
     return np.zeros(len(spikes), bool)
 
 
+def all_sure(spikes: Any, *_: Any) -> np.ndarray:
+    return np.ones(len(spikes))
+
+
 def plain(follower: Any, there: Any, channels: np.ndarray) -> np.ndarray:
     return follower.back_home(there.features, there.knots, channels)
 
@@ -56,8 +60,8 @@ def carried_only(follower: Any, group: Any, basis: np.ndarray) -> np.ndarray:
     return follower.carried(waveform)
 
 
-# what is switched off: a setting (section, name, value), or functions (module, name, what stands in)
-IDEAS: dict[str, tuple[str, str, Any] | list[tuple[str, str, Callable]]] = {
+# what is switched off: a setting (section, name, value), or functions and constants (module, name, what stands in)
+IDEAS: dict[str, tuple[str, str, Any] | list[tuple[str, str, Any]]] = {
     "nothing": [],
     "whitening in time": ("preprocess", "whiten_time", False),
     "amplitude prior": ("pursuit", "amplitude_prior", False),
@@ -72,6 +76,7 @@ IDEAS: dict[str, tuple[str, str, Any] | list[tuple[str, str, Callable]]] = {
     "merge: no valley": [("sortcore.groups", "separation", lambda *_: 9.0)],
     "merge: never in each other's refractory period": [("sortcore.groups", "refractory", no)],
     "merge: seldom at one displacement": [("sortcore.groups", "exclusive", no)],
+    "groups compared at a lag": [("sortcore.groups", "MOST_LAG_MS", 0.0)],
     "no merge of independent trains": [("sortcore.groups", "independent", no)],
     "first clusters that are alike are one": [("sortcore.ephys.fit", "same_removed", first)],
     "clusters of collisions left out": [("sortcore.ephys.fit", "sums_removed", first)],
@@ -79,6 +84,7 @@ IDEAS: dict[str, tuple[str, str, Any] | list[tuple[str, str, Callable]]] = {
     "leftovers of larger units left out": [("sortcore.ephys.curate", "duplicates", none_gone)],
     "units that the others do without left out": [("sortcore.ephys.fit", "needed", first)],
     "background left out": ("curate", "min_probability", 0.0),
+    "last waveforms learned without background": [("sortcore.ephys.fit", "background", SimpleNamespace(probability=all_sure))],
     "rests of larger spikes left out": [("sortcore.ephys.background", "leftover", none_left)],
     "evidence for a unit": ("curate", "min_evidence", 0.0),
 }
