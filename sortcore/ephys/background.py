@@ -31,6 +31,7 @@ FEWEST = 20  # spikes that tell a distribution
 FAR = 12.0  # sd above the threshold: the median of units that no background reaches
 BIN = 0.2
 BELOW = 0.02  # share of the scores under the threshold: it is a little lower where tissue has moved, or spikes collide
+LEAST_OWN = 1 / 3  # share of a unit's spikes; of a unit of fewer, the largest that noise makes would be left and seem a cell
 LOG_STD = (-2.0, 4.0)
 LEFTOVER_MS = 0.7  # of a spike at least LARGER times as large, in which
 LARGER = 2.0
@@ -74,7 +75,8 @@ def unit_probability(scores: np.ndarray, threshold: float) -> np.ndarray:
     if mean < std:  # hardly above the threshold: the two look alike
         return sure
     itself, background = log_parts(above, found)
-    return np.where(above > mean, 1.0, expit(itself - background))
+    probability = np.where(above > mean, 1.0, expit(itself - background))
+    return probability if (probability > 0.5).mean() > LEAST_OWN else sure
 
 
 @numba.njit(cache=True, nogil=True)

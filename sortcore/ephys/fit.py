@@ -225,13 +225,8 @@ def regroup(sweep: Sweep, matcher: Matcher, fs: float, last: bool, min_spikes: i
     """Units after splits and merges, each tested on cleaned features; in the last round of spikes that are no background."""
     own = background.probability(sweep.spikes, matcher) > 0.5 if last else np.ones(len(sweep.spikes), bool)
 
-    def spikes_of(k: int) -> np.ndarray:
-        every = np.flatnonzero(sweep.spikes.units == k)
-        mine = every[own[every]]
-        return mine if 2 * len(mine) > len(every) else every  # the largest of what noise makes are no cell either
-
     def parts(k: int) -> list[Group]:
-        mine, real = spikes_of(k), sweep.channels[k] >= 0
+        mine, real = np.flatnonzero(own & (sweep.spikes.units == k)), sweep.channels[k] >= 0
         if len(mine) < min_spikes:
             return []
         features, channels = sweep.features[mine][:, real], sweep.channels[k][real]
