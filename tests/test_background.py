@@ -5,7 +5,7 @@ import pytest
 from scipy.special import expit, log_ndtr
 from scipy.stats import norm, truncnorm
 
-from sortcore.ephys.background import TAU, leftover, log_mixture, log_normal_below, log_unit, own, probability, unit_probability
+from sortcore.background import TAU, leftover, log_mixture, log_normal_below, log_unit, own, probability, unit_probability
 from sortcore.matching import prepare
 from sortcore.numerics import unit_norm
 from sortcore.types import Priors, Spikes

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from sortcore.ephys import background, curate
+from sortcore import background
+from sortcore.ephys import curate
 from sortcore.ephys.config import SortConfig
 from sortcore.ephys.waveforms import mean_waveforms
 from sortcore.matching import Matcher

@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from sortcore import matching
+from sortcore import background, matching
 from sortcore.bank import (
     LAGS_A_SAMPLE,
     SAME_RATIO,
@@ -30,7 +30,6 @@ from sortcore.bank import (
     similarity,
     sums_removed,
 )
-from sortcore.ephys import background
 from sortcore.ephys.config import FitConfig, PursuitConfig
 from sortcore.follow import Follower
 from sortcore.groups import MERGE_COSINE, Back, Displaced, Group, full_mean, independent, merged, refractory, split, trimmed_mean
