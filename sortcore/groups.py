@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import poisson
 
 from sortcore.cluster import cluster, members, separation
-from sortcore.numerics import leading
+from sortcore.numerics import leading, moved_by
 
 OTHER_SHAPE = 2.0  # sd between the mean waveforms of two cells at least, beside what amplitude explains
 MERGE_COSINE = 0.6  # units less alike than this are not tested for being one
@@ -158,8 +158,7 @@ def merged(groups: list[Group], n_channels: int, fs: float, basis: np.ndarray, b
 
 def lagged(basis: np.ndarray, most: int) -> dict[int, np.ndarray]:
     """For each lag of at most so many samples, (B, B) matrix from features in a basis (B, D) to those of what is seen so much later."""
-    padded = np.pad(basis, ((0, 0), (most, most)))
-    return {lag: padded[:, most + lag : most + lag + basis.shape[1]] @ basis.T for lag in range(-most, most + 1)}
+    return {lag: moved_by(basis, -lag) @ basis.T for lag in range(-most, most + 1)}
 
 
 def alike(means: np.ndarray, lags: dict[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -67,6 +67,10 @@ class Sweep:
     log_joint: float
     residual: torch.Tensor
 
+    def select(self, keep: np.ndarray) -> Sweep:
+        """The same with those spikes only for which keep (S,) is true."""
+        return replace(self, spikes=self.spikes.select(keep), knots=self.knots[keep], features=self.features[keep])
+
 
 def fit(x: torch.Tensor, waveforms: np.ndarray, counts: np.ndarray, probe: Probe, fs: float, config: FitConfig, pursuit: PursuitConfig,
         trough: int, min_spikes: int = 10, find_new: FindNew | None = None, follower: Follower | None = None,
@@ -104,7 +108,7 @@ def fit(x: torch.Tensor, waveforms: np.ndarray, counts: np.ndarray, probe: Probe
         rows.append((sweep.log_joint, len(bank), len(sweep.spikes)))
         n_before = len(bank)
         if last:
-            sweep = needed(sweep, x, matcher, fs, follower)
+            sweep = without_background(needed(sweep, x, matcher, fs, follower), matcher.reference)
         groups = regroup(sweep, matcher.reference, fs, last, min_spikes, follower.brought_back if follower else None)
         bank = sums_removed(rebuilt(groups, matcher.reference, x.shape[0], config.rank, trough, follower), fs, n)
         follower = follower.refined(groups) if follower else None
@@ -187,8 +191,12 @@ def needed(sweep: Sweep, x: torch.Tensor, matcher: Matcher | MovingMatcher, fs: 
         starts = spikes.samples[spikes.units == k]
         together = at_one_place(starts, matcher, follower)
         gone[k] = sum(in_order(partial(worth, int(k)), together)) * len(starts) / sum(map(len, together)) < price[k]
-    keep = ~gone[spikes.units]
-    return replace(sweep, spikes=spikes.select(keep), knots=sweep.knots[keep], features=sweep.features[keep])
+    return sweep.select(~gone[spikes.units])
+
+
+def without_background(sweep: Sweep, matcher: Matcher) -> Sweep:
+    """A sweep of those spikes only that are more probably their unit's than background, which would blur its waveform."""
+    return sweep.select(background.probability(sweep.spikes, matcher) > 0.5)
 
 
 def at_one_place(starts: np.ndarray, matcher: Matcher | MovingMatcher, follower: Follower | None) -> list[np.ndarray]:
@@ -221,11 +229,11 @@ def wide_channels(matcher: Matcher, probe: Probe, radius_um: float = 150.0, most
 
 
 def regroup(sweep: Sweep, matcher: Matcher, fs: float, last: bool, min_spikes: int, back: Back | None = None) -> list[Group]:
-    """Units after splits and merges, each tested on cleaned features; in the last round of spikes that are no background."""
-    own = background.probability(sweep.spikes, matcher) > 0.5 if last else np.ones(len(sweep.spikes), bool)
+    """Units after splits and merges, each tested on cleaned features; in the last round no unit is split."""
+    trains = sweep.spikes.by_unit(len(matcher.coefficients))
 
     def parts(k: int) -> list[Group]:
-        mine, real = np.flatnonzero(own & (sweep.spikes.units == k)), sweep.channels[k] >= 0
+        mine, real = trains[k], sweep.channels[k] >= 0
         if len(mine) < min_spikes:
             return []
         features, channels = sweep.features[mine][:, real], sweep.channels[k][real]

@@ -11,7 +11,7 @@ from functools import cache
 import numba
 import numpy as np
 
-from sortcore.cluster import cluster
+from sortcore.cluster import cluster, members
 from sortcore.ephys.config import InitializeConfig
 from sortcore.medians import channel_median
 from sortcore.numerics import leading, nearest_channels, shift
@@ -42,11 +42,11 @@ def initialize(x: np.ndarray, detections: Detections, probe: Probe, before: int,
         delays = off_centre(snippets, basis[0])
         features = centred(snippets, delays) @ basis.T  # (S, M, B)
         found = []
-        for members in split(features.reshape(len(mine), -1), config):
+        for part in split(features.reshape(len(mine), -1), config):
             full = np.zeros((x.shape[0], before + after + 1), np.float32)
-            some = members[:: 1 + len(members) // MOST_AVERAGED]
+            some = part[:: 1 + len(part) // MOST_AVERAGED]
             full[wide] = robust_mean(centred(take(x, mine[some], wide, before, after), delays[some]))
-            found.append((full, len(members)))
+            found.append((full, len(part)))
         return found
 
     found = [pair for pairs in in_order(on_channel, np.unique(channels).tolist()) for pair in pairs]
@@ -111,7 +111,7 @@ def split(features: np.ndarray, config: InitializeConfig, depth: int = 0) -> lis
         return []
     n = min(config.n_components, len(features) - 1)
     labels = cluster(components(features, n), config.min_spikes)
-    found = [np.flatnonzero(labels == k) for k in range(labels.max() + 1)]
+    found = members(labels)
     if len(found) <= 1 or depth >= 3:
         return found
     return [index[part] for index in found for part in split(features[index], config, depth + 1)]
