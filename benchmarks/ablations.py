@@ -75,6 +75,7 @@ IDEAS: dict[str, tuple[str, str, Any] | list[tuple[str, str, Any]]] = {
     "comparing spikes of one displacement": [("sortcore.follow.Follower", "brought_back", plain)],
     "merge: no valley": [("sortcore.groups", "separation", lambda *_: 9.0)],
     "merge: never in each other's refractory period": [("sortcore.groups", "refractory", no)],
+    "merge: the same shape, smaller within bursts": [("sortcore.groups", "bursting", no)],
     "merge: seldom at one displacement": [("sortcore.groups", "exclusive", no)],
     "groups compared at a lag": [("sortcore.groups", "MOST_LAG_MS", 0.0)],
     "no merge of independent trains": [("sortcore.groups", "independent", no)],

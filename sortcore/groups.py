@@ -188,7 +188,8 @@ def shared_features(a: Group, b: Group) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def one(a: Group, b: Group, cosine: float, fs: float, back: Back | None = None) -> bool:
-    """Whether two groups are one cell: no valley between them, or neither in the other's refractory period; and not firing together."""
+    """Whether two groups are one cell: no valley between them, or neither in the other's refractory period, or the same shape smaller
+    within bursts; and not firing together."""
     fa, fb, channels = shared_features(a, b)
     if len(channels) < min(len(a.channels), len(b.channels)) / 2 or independent(a.samples, b.samples, fs):
         return False
@@ -197,6 +198,9 @@ def one(a: Group, b: Group, cosine: float, fs: float, back: Back | None = None) 
         if cosine > TRAIN_COSINE and refractory(a.samples, b.samples, fs):
             return True
         if back is not None and a.there is not None and b.there is not None and exclusive(a.there.knots, b.there.knots):
+            return True
+        smaller, larger = sorted((f.reshape(len(f), -1) for f in (fa, fb)), key=lambda f: float(np.linalg.norm(f.mean(axis=0))))
+        if bursting(a.samples, b.samples, fs) and shape_difference(smaller, larger) < OTHER_SHAPE:
             return True
     thin_a, thin_b = max(1, len(fa) // 1000), max(1, len(fb) // 1000)
     fa, fb = fa[::thin_a], fb[::thin_b]
@@ -258,6 +262,16 @@ def refractory(a: np.ndarray, b: np.ndarray, fs: float, from_ms: float = 0.5, to
                           (int(ms * fs / 1000) for ms in (from_ms, to_ms, around_ms)))
     expected = (broad - close) * (to_ms - from_ms) / (around_ms - to_ms)
     return close - zero <= 0.2 * expected and bool(poisson.cdf(close - zero, max(expected, 0.0)) < 0.01)
+
+
+def bursting(a: np.ndarray, b: np.ndarray, fs: float, within_ms: float = 15.0, around_ms: float = 100.0) -> bool:
+    """Whether two trains fire in bursts together, as the large and the small spikes of one cell do: within a burst's intervals more
+    than twice as often as expected from around them, and clearly more than by chance (p < .01)."""
+    b = np.sort(b)
+    close, broad = (int((np.searchsorted(b, a + w, "right") - np.searchsorted(b, a - w, "left")).sum()) for w in
+                    (int(ms * fs / 1000) for ms in (within_ms, around_ms)))
+    expected = (broad - close) * within_ms / (around_ms - within_ms)
+    return close > 2 * expected and bool(poisson.sf(close - 1, expected + 0.1) < 0.01)  # at least two
 
 
 def trimmed_mean(features: np.ndarray) -> np.ndarray:

@@ -182,15 +182,18 @@ def test_twins_on_channels_that_do_not_touch_stay():
 
 
 def test_the_far_field_of_a_very_large_unit_goes():
-    """On channels that the large unit's waveform no longer touches."""
+    """On channels that the large unit's waveform no longer touches: near in time to a very large one, or locked to a larger one."""
     cell = poisson(0, 20, 0.003)
-    apart, trains = np.array([[True, False], [False, True]]), [cell, np.sort(cell[::2] + 8)]
+    near = np.sort(cell[::2] + np.random.default_rng(1).integers(-25, 26, len(cell[::2])))
 
-    def gone(snr, away_um):
+    def gone(train, snr, away_um):
+        apart, trains = np.array([[True, False], [False, True]]), [cell, train]
         return curate.duplicates(spikes_of(trains), apart, np.array(snr), FS, np.array([[0.0, 0.0], [0.0, away_um]])).tolist()
 
-    assert gone([60.0, 8.0], 200.0) == [False, True]
-    assert gone([30.0, 8.0], 200.0) == gone([60.0, 8.0], 900.0) == [False, False]
+    assert gone(near, [60.0, 8.0], 200.0) == [False, True]
+    assert gone(near, [30.0, 8.0], 200.0) == gone(near, [60.0, 8.0], 900.0) == [False, False]
+    assert gone(cell[::2] + 8, [30.0, 8.0], 200.0) == [False, True]
+    assert gone(cell[::2] + 8, [9.0, 8.0], 200.0) == gone(cell[::2] + 8, [30.0, 8.0], 900.0) == [False, False]
 
 
 def test_a_unit_without_spikes_is_no_duplicate():

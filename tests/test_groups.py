@@ -43,6 +43,19 @@ def test_one_shape_at_two_sizes_is_one_cell_only_where_it_bursts():
     assert groups.one(group(first, 22.0), group(alone, 21.0), 1.0, FS), "no valley between them"
 
 
+def test_spikes_within_bursts_are_told_from_another_cells():
+    """A dozen bursts are enough, where two dozen spikes are too few to say that they keep out of each other's refractory period."""
+    rng = np.random.default_rng(2)
+    first = np.sort(rng.choice(int(60 * FS), 50, replace=False))
+    within = first[:24] + (rng.uniform(0.003, 0.008, 24) * FS).astype(int)
+    alone = np.sort(rng.choice(int(60 * FS), 24, replace=False))
+    assert groups.bursting(first, within, FS) and groups.bursting(within, first, FS) and not groups.refractory(first, within, FS)
+    for other in (alone, within[:1], first[:0]):
+        assert not groups.bursting(first, other, FS)
+    fast = [np.sort(rng.choice(int(60 * FS), 3000, replace=False)) for _ in range(2)]
+    assert not groups.bursting(*fast, FS), "two fast cells"
+
+
 def test_trains_do_not_join_what_looks_different():
     rng = np.random.default_rng(3)
     cell = np.cumsum(90 + rng.integers(0, 2000, 3000))  # refractory for 3 ms

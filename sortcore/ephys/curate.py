@@ -80,8 +80,8 @@ def duplicates(spikes: Spikes, used: np.ndarray, snr: np.ndarray, fs: float, pla
     """(K,) whether a unit is what is left of larger ones on its channels, and no cell of its own.
 
     Either more of its spikes than chance allows fall close to those of larger units, or follow one of them at a fixed lag.
-    used: (K, N) channels that each unit's waveform touches; places_um: (K, 2), by which the far field of units many times
-    larger is told, beyond their waveforms' channels
+    used: (K, N) channels that each unit's waveform touches; places_um: (K, 2), by which the far field of larger units is told,
+    beyond their waveforms' channels
     """
     trains = [spikes.samples[mine] for mine in spikes.by_unit(len(snr))]
     touching = used.astype(np.float32) @ used.T.astype(np.float32) > 0
@@ -96,13 +96,14 @@ def duplicates(spikes: Spikes, used: np.ndarray, snr: np.ndarray, fs: float, pla
             larger = [trains[v] for v in np.flatnonzero(near & (snr > times_larger * snr[u]))]
             if larger:
                 shares.append(coinciding(trains[u], np.sort(np.concatenate(larger)), int(within_ms * fs / 1000), duration))
+        around = near
         if places_um is not None:
             within_ms, times_larger, reach_um = FAR_FIELD
-            far = np.linalg.norm(places_um - places_um[u], axis=1) < reach_um
-            larger = [trains[v] for v in np.flatnonzero(far & ~gone & (snr > times_larger * snr[u]))]
+            around = near | (np.linalg.norm(places_um - places_um[u], axis=1) < reach_um) & ~gone
+            larger = [trains[v] for v in np.flatnonzero(around & (snr > times_larger * snr[u]))]
             if larger:
                 shares.append(coinciding(trains[u], np.sort(np.concatenate(larger)), int(within_ms * fs / 1000), duration))
-        shares += [locked_share(trains[u], trains[v], fs) for v in np.flatnonzero(near & (snr > COINCIDENCE[0][1] * snr[u]))]
+        shares += [locked_share(trains[u], trains[v], fs) for v in np.flatnonzero(around & (snr > COINCIDENCE[0][1] * snr[u]))]
         gone[u] = max(shares) > min(LEFTOVER_SHARE, LEFTOVER_OF_MANY + 1.5 / np.sqrt(len(trains[u])))
     return gone
 
