@@ -35,7 +35,7 @@ from sortcore.optical.kernels import exponential_kernel
 
 FS, FRAMES = 30.0, 30_000
 VARIED = {"penalty_sd": (0.6, 2.0), "selection_sd": (2.0, 6.0), "selectivity": (0.5, 2.0), "shape_per_s": (1.0, 4.0),
-          "drift_sd_s": (0.01, 0.05), "dip_sd": (2.5, np.inf)}
+          "drift_sd_s": (0.01, 0.05), "dip_sd": (2.5, np.inf), "event_price": (2.0, 8.0)}
 
 
 def infer(dff: np.ndarray, fs: float) -> np.ndarray:

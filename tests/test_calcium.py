@@ -16,6 +16,7 @@ from sortcore.optical.calcium import Destination
 from sortcore.optical.estimate import Assumptions, estimate_times, median, noise_level, weights_of_dips
 from sortcore.optical.kernel import boxcar, solve_kernel, triangle
 from sortcore.optical.kernels import Exponentials, autoregressive_kernel, exponential_kernel, kkt_residual
+from sortcore.optical.rise import ROUNDS, cost_of_events, estimate_rise
 from sortcore.optical.stream import CalciumStream
 
 FS = 30.0
@@ -109,6 +110,17 @@ def test_ar2_is_the_convex_solution(penalty, drift):
     np.testing.assert_allclose(found.baseline, b.value, atol=1e-3)
 
 
+def test_the_penalty_of_each_frame_is_its_own():
+    kernel, each = exponential_kernel(FS, 0.6, 0.1), np.random.default_rng(4).uniform(0, 3, 200)
+    y = planted(kernel=kernel)[0][:200]
+    s = cp.Variable(200, nonneg=True)
+    best = cp.Problem(cp.Minimize(0.5 * cp.sum_squares(y - matrix(kernel, 200) @ s) + each @ s)).solve(solver=cp.CLARABEL)
+    found = solve_ar2(y, kernel, each)
+    assert found.objective == pytest.approx(best, rel=1e-5) and found.misfit == pytest.approx(best - each @ s.value, rel=1e-3)
+    with pytest.raises(ModelError, match="must not be negative"):
+        solve_ar2(y, kernel, each - 1)
+
+
 def test_ar2_without_a_rise_is_ar1():
     y, _ = planted(kernel=Exponentials(0.9))
     np.testing.assert_allclose(solve_ar2(y, Exponentials(0.9), 0.5).calcium, solve_ar1(y, 0.9, 0.5)[0], atol=1e-3)
@@ -154,6 +166,32 @@ def test_rise_and_decay_are_found(decay, rise):
     y, _ = planted(8000, exponential_kernel(FS, decay, rise), rate=0.01, noise=0.1)
     found = estimate_times(y / noise_level(y), FS, Assumptions())
     assert abs(np.log(found[0] / decay)) < 0.6 and abs(np.log(max(found[1], 0.01) / rise)) < 0.95
+
+
+@pytest.mark.parametrize(("decay", "rise"), [(0.4, 0.02), (0.65, 0.1), (1.6, 0.3)])
+def test_a_rise_is_found_by_how_few_events_explain_a_trace(decay, rise):
+    """Noise a twentieth of a spike, where the fit and the sum of activity alone prefer a shorter rise."""
+    y, _ = planted(8000, exponential_kernel(FS, decay, rise), rate=0.02, noise=0.05, seed=5)
+    found = estimate_rise(y / noise_level(y), FS, decay, Assumptions())
+    assert abs(np.log(found / rise)) < 0.35
+    assert sc.infer_calcium(y, FS).tau_rise_s == pytest.approx(rise, rel=0.6)
+
+
+def test_the_cost_of_events_is_that_of_reweighted_convex_problems():
+    kernel, given = exponential_kernel(FS, 0.6, 0.1), Assumptions()
+    y = planted(300, kernel, rate=0.05, noise=0.1, seed=6)[0] / 0.1
+    K, s, penalty = matrix(kernel, 300), cp.Variable(300, nonneg=True), np.full(300, given.selection_sd * kernel.norm)
+    for _ in range(1 + ROUNDS):
+        cp.Problem(cp.Minimize(0.5 * cp.sum_squares(y - K @ s) + penalty @ s)).solve(solver=cp.CLARABEL)
+        penalty = given.event_price / (np.maximum(s.value, 0) + 1 / kernel.norm)
+    cost = 0.5 * np.sum((y - K @ s.value) ** 2) + given.event_price * np.log1p(kernel.norm * np.maximum(s.value, 0)).sum()
+    assert cost_of_events(y, FS, 0.6, 0.1, given, free_baseline=False) == pytest.approx(cost, rel=0.05)
+
+
+def test_a_rise_that_a_trace_does_not_tell_is_the_priors():
+    noise = np.random.default_rng(0).standard_normal(3000)
+    assert 0.02 < estimate_rise(noise, FS, 1.0, Assumptions()) < 0.12
+    assert 0 < estimate_rise(noise, FS, 0.02, Assumptions()) <= 0.01
 
 
 def test_times_that_a_trace_does_not_tell_are_the_priors_and_given_ones_are_kept():

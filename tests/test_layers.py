@@ -17,7 +17,7 @@ LAYERS = (
     {"recording", "progress", "workers", "numerics", "medians", "probes", "cluster", "groups", "spectra", "pursuit", "matching", "moving",
      "background", "bank", "follow", "sample", "archive", "steps", "remote", "settings", "optional", "ephys.config", "optical.foreign",
      "optical.reading", "optical.traces", "optical.weights", "optical.tails", "optical.kernels", "optical.kernel", "optical.ar1",
-     "optical.ar2", "optical.estimate", "optical.inputs", "optical.voltage.noise", "optical.voltage.waveform",
+     "optical.ar2", "optical.estimate", "optical.rise", "optical.inputs", "optical.voltage.noise", "optical.voltage.waveform",
      "optical.voltage.filter", "optical.voltage.pursuit", "optical.voltage.history",
      "optical.voltage.learning", "optical.voltage.evidence", "optical.voltage.guess", "optical.voltage.steps",
      "optical.voltage.decision", "optical.movie.records", "optical.movie.reading", "optical.movie.survey", "optical.movie.stores",

@@ -1,6 +1,6 @@
 """Deconvolution by any difference of exponentials (AR(2), and AR(1) as its special case), exactly, with a baseline that drifts.
 
-    minimise over s >= 0, b    1/2 sum_t w_t (y_t - b_t - (K s)_t)^2 + penalty sum_t s_t - barrier sum_t log s_t
+    minimise over s >= 0, b    1/2 sum_t w_t (y_t - b_t - (K s)_t)^2 + sum_t penalty_t s_t - barrier sum_t log s_t
                                + 1/2 sum_t (b_t - b_{t-1})^2 / drift + b_0^2 / (2 spread)
 
 K s is the kernel k_n = u d^n + v r^n applied to s; what decays from before the first frame enters as s_0, whose kernel is the
@@ -26,7 +26,7 @@ MOST_STEPS = 60
 @dataclass(frozen=True)
 class Deconvolution:
     """activity, calcium, baseline: (T,) float64, in the units of y
-    objective: what was minimised, without the barrier
+    misfit: what the fit and the baseline cost; objective: the same and the penalty, which was minimised but for the barrier
     kkt_residual: distance from the optimum of the L1 problem, see `kernels.kkt_residual`
     steps: interior-point steps taken
     """
@@ -34,22 +34,24 @@ class Deconvolution:
     activity: np.ndarray
     calcium: np.ndarray
     baseline: np.ndarray
+    misfit: float
     objective: float
     kkt_residual: float
     steps: int
 
 
-def solve_ar2(y: np.ndarray, kernel: Exponentials, penalty: float = 0.0, *, weights: np.ndarray | None = None, barrier: float = 0.0,
-              drift: float = 0.0, spread: float = 0.0) -> Deconvolution:
+def solve_ar2(y: np.ndarray, kernel: Exponentials, penalty: float | np.ndarray = 0.0, *, weights: np.ndarray | None = None,
+              barrier: float = 0.0, drift: float = 0.0, spread: float = 0.0) -> Deconvolution:
     """Solve the problem above.
 
-    y: (T,), NaN where missing; penalty: in the units of y; weights: (T,) relative inverse noise variance
+    y: (T,), NaN where missing; penalty: in the units of y, of all frames or (T,); weights: (T,) relative inverse noise variance
     barrier: in squared units of y; below 1e-9 of y's mean square it is raised to that, which is where the gap closes
     drift: variance of the baseline's step per frame; spread: variance of its start around 0; both 0 for a baseline of zero
     Raises ModelError for a number below zero or nothing finite to fit.
     """
     y = np.ascontiguousarray(y, dtype=np.float64)
-    if not (penalty >= 0 and barrier >= 0 and drift >= 0 and spread >= 0):
+    each = np.full(len(y), penalty, dtype=np.float64)
+    if not ((each >= 0).all() and barrier >= 0 and drift >= 0 and spread >= 0):
         raise ModelError(f"Penalty, barrier, drift and spread must not be negative, but they are {penalty}, {barrier}, {drift}, {spread}.")
     w = np.ones(len(y)) if weights is None else np.array(weights, dtype=np.float64)
     missing = ~np.isfinite(y)
@@ -58,15 +60,16 @@ def solve_ar2(y: np.ndarray, kernel: Exponentials, penalty: float = 0.0, *, weig
     power = float(np.mean(w * y * y)) if len(y) else 0.0
     if power == 0:
         zero = np.zeros(len(y))
-        return Deconvolution(zero, zero.copy(), zero.copy(), 0.0, 0.0, 0)
-    s, b, c, error, steps = _interior(y, w, penalty, kernel.d, kernel.r, kernel.u, kernel.v, max(barrier, 1e-9 * power), drift, spread)
-    gradient = _gradient(error, kernel.d, kernel.r, kernel.u, kernel.v) + penalty
-    objective = 0.5 * float(error @ (c + b - y)) + penalty * float(s.sum())
+        return Deconvolution(zero, zero.copy(), zero.copy(), 0.0, 0.0, 0.0, 0)
+    s, b, c, error, steps = _interior(y, w, each, kernel.d, kernel.r, kernel.u, kernel.v, max(barrier, 1e-9 * power), drift, spread)
+    gradient = _gradient(error, kernel.d, kernel.r, kernel.u, kernel.v) + each
+    misfit = 0.5 * float(error @ (c + b - y))
     if drift > 0:
-        objective += 0.5 * float(np.sum(np.diff(b) ** 2)) / drift
+        misfit += 0.5 * float(np.sum(np.diff(b) ** 2)) / drift
     if spread > 0:
-        objective += 0.5 * float(b[0] ** 2) / spread
-    return Deconvolution(s, c, b, objective, kkt_residual(s, gradient, kernel.norm**2 * max(float(w.max()), 1e-300)), int(steps))
+        misfit += 0.5 * float(b[0] ** 2) / spread
+    residual = kkt_residual(s, gradient, kernel.norm**2 * max(float(w.max()), 1e-300))
+    return Deconvolution(s, c, b, misfit, misfit + float(each @ s), residual, int(steps))
 
 
 def solve_to_noise(y: np.ndarray, kernel: Exponentials, noise: float, *, weights: np.ndarray | None = None,
@@ -107,7 +110,7 @@ def _interior(y, w, penalty, d, r, u, v, barrier, drift, spread):
     scale = np.sqrt(power / counted)
     for t in range(T):
         s[t] = scale * (1 - d) + 1e-3 * scale
-        z[t] = penalty + 0.1 * scale
+        z[t] = penalty[t] + 0.1 * scale
     K, inv = np.empty((T, 3)), np.empty(T)
     e, ds, dz, m, l_b = np.empty(T), np.empty(T), np.empty(T), np.empty(T), np.empty(T)
     steps = 0
@@ -125,7 +128,7 @@ def _interior(y, w, penalty, d, r, u, v, barrier, drift, spread):
         centre = 0.0
         for phase in range(2):  # the affine step, then the centred one with the second-order term
             for t in range(T):
-                m[t] = ((centre - ds[t] * dz[t] if phase else 0.0) - penalty * s[t]) / z[t]
+                m[t] = ((centre - ds[t] * dz[t] if phase else 0.0) - penalty[t] * s[t]) / z[t]
             x1, x2, x3 = 0.0, 0.0, 0.0
             for t in range(T):
                 x1 = d * x1 + u * m[t]

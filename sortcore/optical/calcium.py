@@ -18,6 +18,7 @@ from sortcore.errors import ModelError
 from sortcore.optical.ar1 import ar1_gradient, solve_ar1
 from sortcore.optical.estimate import Assumptions, estimate_times, fit_without_dips, noise_level
 from sortcore.optical.kernels import exponential_kernel, kkt_residual
+from sortcore.optical.rise import estimate_rise
 from sortcore.optical.traces import check_traces
 from sortcore.progress import Track, silent
 from sortcore.workers import in_order, n_workers
@@ -182,6 +183,8 @@ def _infer_one(y: np.ndarray, fs: float, known: Known, given: Assumptions) -> _T
         return _Trace(zero, zero, zero + floor, (0.0, times[0], times[1], times[2], 0.0))
     x, free = (y - floor) / sigma, known.baseline is None
     decay, rise = estimate_times(x, fs, given, decay=known.tau_decay_s, rise=known.tau_rise_s, free_baseline=free)
+    if known.tau_rise_s is None:
+        rise = estimate_rise(x, fs, decay, given, free_baseline=free)
     norm = exponential_kernel(fs, decay, rise).norm
     per_sd = given.penalty_sd if known.penalty is None else known.penalty / (sigma * norm)
     found = fit_without_dips(x, fs, decay, rise, per_sd, given, free)

@@ -9,6 +9,7 @@ a trace that cannot tell two times apart gets one between them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ RISES_S = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
 PRIOR_DECAY_S, PRIOR_RISE_S = (1.0, 0.7), (0.05, 1.0)  # median and log sd; indicators in use decay in 0.2 to 3 s, rise in 0.01 to 0.3
 SHORTEST_RISE_S = 0.01  # rises shorter than this are alike to the prior
 START = (4, 2)
-NEAR = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # steps over the grid
+NEAR = ((-1, 0), (1, 0), (0, -1), (0, 1))  # steps over the grid
 LARGEST_SHAPE = 0.5  # of a frame's activity, where frames are slow
 ESTIMATE_FRAMES = 16_000
 
@@ -40,6 +41,8 @@ class Assumptions:
     shape_per_s: activity is a gamma process: what it sums to in t seconds is gamma distributed with this shape times t; the smaller
         it is, the fewer events make up most of the activity
     dip_sd: frames further below the fit than this count less; infinite for all frames alike
+    event_price: what an event pays while the rise is chosen, per e-fold of its size, see `rise`
+    event_selectivity: as `selectivity`, for the rise
     """
 
     penalty_sd: float = 1.2
@@ -49,6 +52,12 @@ class Assumptions:
     selectivity: float = 1.0
     shape_per_s: float = 2.0
     dip_sd: float = 3.0
+    event_price: float = 4.0
+    event_selectivity: float = 0.5
+
+    def shape(self, fs: float) -> float:
+        """Of the activity of a frame."""
+        return min(self.shape_per_s / fs, LARGEST_SHAPE)
 
 
 def noise_level(y: np.ndarray) -> float:
@@ -73,8 +82,7 @@ def fit_trace(y: np.ndarray, fs: float, decay: float, rise: float, penalty_sd: f
     """Deconvolve a trace (T,) whose noise has variance 1 and whose baseline is near 0; weights (T,) are of its frames."""
     kernel = exponential_kernel(fs, decay, rise)
     drift, spread = (given.drift_sd_s**2 / fs, given.start_sd**2) if free_baseline else (0.0, 0.0)
-    shape = min(given.shape_per_s / fs, LARGEST_SHAPE)
-    return solve_ar2(y, kernel, penalty_sd * kernel.norm, weights=weights, barrier=shape, drift=drift, spread=spread)
+    return solve_ar2(y, kernel, penalty_sd * kernel.norm, weights=weights, barrier=given.shape(fs), drift=drift, spread=spread)
 
 
 def fit_without_dips(y: np.ndarray, fs: float, decay: float, rise: float, penalty_sd: float, given: Assumptions, free_baseline: bool,
@@ -114,6 +122,15 @@ def busiest(y: np.ndarray, n_frames: int) -> np.ndarray:
     return y[first : first + n_frames]
 
 
+def descend(cost: Callable[[tuple[int, ...]], float], at: tuple[int, ...], steps: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Where on a grid no step makes the cost less, going from `at` to the best neighbour while one is better."""
+    while True:
+        best = min((tuple(a + b for a, b in zip(at, step, strict=True)) for step in steps), key=cost)
+        if cost(best) >= cost(at):
+            return at
+        at = best
+
+
 def estimate_times(y: np.ndarray, fs: float, given: Assumptions, *, decay: float | None = None, rise: float | None = None,
                    free_baseline: bool = True) -> tuple[float, float]:
     """Decay and rise in seconds of a trace (T,) in units of its noise; those given are kept.
@@ -128,7 +145,8 @@ def estimate_times(y: np.ndarray, fs: float, given: Assumptions, *, decay: float
     part = busiest(y, ESTIMATE_FRAMES)
     seen: dict[tuple[int, int], float] = {}
 
-    def cost(i: int, j: int) -> float:
+    def cost(place: tuple[int, ...]) -> float:
+        i, j = place
         if not (0 <= i < len(decays) and 0 <= j < len(rises)) or (rise is None and rises[j] > 0.5 * decays[i]):
             return np.inf
         if (i, j) not in seen:
@@ -139,15 +157,10 @@ def estimate_times(y: np.ndarray, fs: float, given: Assumptions, *, decay: float
         return seen[i, j]
 
     at = (START[0] if decay is None else 0, START[1] if rise is None else 0)
-    while cost(*at) == np.inf:  # a decay that is given may be too short for the prior's rise
+    while cost(at) == np.inf:  # a decay that is given may be too short for the prior's rise
         at = (at[0], at[1] - 1)
-    while True:
-        near = [(at[0] + a, at[1] + b) for a, b in NEAR]
-        best = min(near, key=lambda place: cost(*place))
-        if best == at or cost(*best) >= cost(*at):
-            break
-        at = best
-    weights = np.exp(cost(*at) - np.array(list(seen.values())))
+    lowest = cost(descend(cost, at, NEAR))
+    weights = np.exp(lowest - np.array(list(seen.values())))
     if decay is None:
         decay = float(np.exp(np.average(np.log([decays[i] for i, _ in seen]), weights=weights)))
     if rise is None:
