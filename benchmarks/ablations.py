@@ -85,6 +85,7 @@ IDEAS: dict[str, tuple[str, str, Any] | list[tuple[str, str, Any]]] = {
     "leftovers of larger units left out": [("sortcore.ephys.curate", "duplicates", none_gone)],
     "units that the others do without left out": [("sortcore.ephys.fit", "needed", first)],
     "background left out": ("curate", "min_probability", 0.0),
+    "small spikes of bursts told from background": [("sortcore.background", "with_bursts", first)],
     "last waveforms learned without background": [("sortcore.ephys.fit", "background", SimpleNamespace(probability=all_sure))],
     "rests of larger spikes left out": [("sortcore.background", "leftover", none_left)],
     "evidence for a unit": ("curate", "min_evidence", 0.0),

@@ -7,7 +7,8 @@ that falls off within a noise standard deviation or less,
     p(x) = w N(x; mu, s) / P(N > t) + (1 - w) exp(-(x - t) / tau) / tau,      x > t,
 
 fitted as its posterior's maximum: that noise reaches over a threshold is known beforehand, and about how fast it falls off. A pursuit
-cannot tell the two, for it takes all that is not a known unit for Gaussian noise; the distribution of scores can.
+cannot tell the two, for it takes all that is not a known unit for Gaussian noise; the distribution of scores can. What it cannot tell
+from background, the small late spikes of bursts, times can: they follow a spike of their unit, and background does so by chance.
 """
 
 from __future__ import annotations
@@ -35,25 +36,28 @@ LEAST_OWN = 1 / 3  # share of a unit's spikes; of a unit of fewer, the largest t
 LOG_STD = (-2.0, 4.0)
 LEFTOVER_MS = 0.7  # of a spike at least LARGER times as large, in which
 LARGER = 2.0
+BURST_MS = (1.5, 15.0)  # a spike of a burst is so much later than the one before
+DOUBT = 5.0  # spikes that follow by chance only, added to those that are counted
 SMALL = 0.5  # of its unit's median, and
 OUTLYING = 4.0  # standard deviations below it, a spike is what the larger one left behind
 
 
 def own(spikes: Spikes, matcher: Matcher, fs: float, least: float) -> np.ndarray:
     """(S,) whether each spike, in order of time, is its unit's own: at least so probable, and no leftover of a larger spike."""
-    kept = np.flatnonzero(probability(spikes, matcher) >= least)
+    kept = np.flatnonzero(probability(spikes, matcher, fs) >= least)
     out = np.zeros(len(spikes), bool)
     out[kept] = ~leftover(spikes.select(kept), fs)
     return out
 
 
-def probability(spikes: Spikes, matcher: Matcher) -> np.ndarray:
+def probability(spikes: Spikes, matcher: Matcher, fs: float) -> np.ndarray:
     """(S,) probability of each spike to be of its unit and no background."""
     mean, precision, groups = matcher.amp_mean, matcher.amp_precision, spikes.by_unit(len(matcher.amp_mean))
 
     def of_unit(k: int) -> np.ndarray:
         shrunk = spikes.amplitudes[groups[k]].astype(np.float64)  # towards the unit's mean, by the prior
-        return unit_probability((1 + precision[k]) * shrunk - precision[k] * mean[k], float(matcher.threshold[k]))
+        by_score = unit_probability((1 + precision[k]) * shrunk - precision[k] * mean[k], float(matcher.threshold[k]))
+        return with_bursts(by_score, spikes.samples[groups[k]], fs)
 
     out = np.ones(len(spikes))
     for group, p in zip(groups, in_order(of_unit, range(len(groups))), strict=True):
@@ -77,6 +81,23 @@ def unit_probability(scores: np.ndarray, threshold: float) -> np.ndarray:
     itself, background = log_parts(above, found)
     probability = np.where(above > mean, 1.0, expit(itself - background))
     return probability if (probability > 0.5).mean() > LEAST_OWN else sure
+
+
+def with_bursts(probability: np.ndarray, samples: np.ndarray, fs: float) -> np.ndarray:
+    """(S,) probability of one unit's spikes to be its own, from that by their scores and from samples (S,), where they are.
+
+    Of what the scores take for background, a share b follows the unit's spikes by chance, and all spikes of bursts do: a share f of it
+    that follows holds e = (f - b) / (1 - b) of these, and a spike that follows is one of them with probability e / f.
+    """
+    strange = (1 - probability).sum()
+    if strange == 0:
+        return probability
+    train, (soon, late) = np.sort(samples), (int(ms * fs / 1000) for ms in BURST_MS)
+    follows = np.searchsorted(train, samples - soon, "right") > np.searchsorted(train, samples - late, "left")
+    by_chance = min(1 - np.exp(-len(train) * (late - soon) / max(int(train[-1] - train[0]), 1)), 0.99)
+    share = ((1 - probability) @ follows + DOUBT * by_chance) / (strange + DOUBT)
+    in_bursts = max(share - by_chance, 0.0) / (1 - by_chance)
+    return np.where(follows, 1 - (1 - probability) * (1 - in_bursts / share), probability)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import expit, log_ndtr
 from scipy.stats import norm, truncnorm
 
-from sortcore.background import TAU, leftover, log_mixture, log_normal_below, log_unit, own, probability, unit_probability
+from sortcore.background import TAU, leftover, log_mixture, log_normal_below, log_unit, own, probability, unit_probability, with_bursts
 from sortcore.matching import prepare
 from sortcore.numerics import unit_norm
 from sortcore.types import Priors, Spikes
@@ -75,6 +75,28 @@ def test_probabilities_are_right():
 
 
 @pytest.mark.parametrize("seed", range(5))
+def test_small_spikes_of_bursts_are_no_background(seed):
+    """Both lie right above the threshold; one of the two follows the unit's spikes."""
+    rng = np.random.default_rng(seed)
+    first = np.sort(rng.choice(int(120 * FS), 400, replace=False))
+    late = rng.choice(first, 40, replace=False) + (rng.uniform(0.003, 0.008, 40) * FS).astype(int)
+    strange = rng.choice(int(120 * FS), 60, replace=False)
+    scores = np.r_[rng.normal(9.0, 1.1, 400), 5.0 + rng.exponential(0.4, 100)]
+    p = with_bursts(unit_probability(scores, 5.0), np.r_[first, late, strange], FS) > 0.5
+    assert p[:400].mean() > 0.97 and p[400:440].mean() > 0.9 and p[440:].mean() < 0.15
+
+
+def test_spikes_that_follow_by_chance_are_no_burst():
+    rng = np.random.default_rng(1)
+    p = np.r_[np.ones(2000), np.full(300, 0.1)]
+    after = with_bursts(p, rng.choice(int(120 * FS), 2300, replace=False), FS)
+    assert (after >= p - 1e-12).all() and after[2000:].max() < 0.5
+    np.testing.assert_allclose(with_bursts(np.array([0.2]), np.array([100]), FS), 0.2)
+    assert with_bursts(np.array([0.2, 0.2]), np.array([100, 100]), FS).tolist() == [0.2, 0.2]
+    assert with_bursts(np.ones(3), np.arange(3), FS).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("mean", "std"), [(30.0, 3.0), (12.0, 1.5), (8.0, 1.2), (5.5, 1.2)])
 def test_a_clean_unit_keeps_its_spikes(seed, mean, std):
     scores, _ = planted(np.random.default_rng(seed), 300, mean, std, 0)
@@ -115,7 +137,7 @@ def test_scores_are_found_again_from_shrunk_amplitudes():
     amplitudes = np.r_[(scores + p * 9.0) / (1 + p), rng.normal(40, 3, 100)]
     units = np.r_[np.zeros(len(scores), int), np.ones(100, int)]
     spikes = spikes_of(np.sort(rng.integers(0, 3_000_000, len(units))), units, amplitudes)
-    found = probability(spikes, matcher) > 0.5
+    found = probability(spikes, matcher, FS) > 0.5
     assert (found[: len(scores)] == true).mean() > 0.96
     assert found[len(scores) :].all()
     assert np.array_equal(own(spikes, matcher, FS, 0.5), found & ~leftover(spikes, FS))

@@ -59,7 +59,7 @@ def test_background_does_not_blur_the_last_waveforms(n_own, n_background):
     spikes = Spikes(samples, np.zeros(260, np.float32), np.zeros(260, np.int64), ((scores + 9.0 * p) / (1 + p)).astype(np.float32),
                     np.ones(260, np.float32))
     sweep = stage.Sweep(spikes, np.zeros(260, np.int64), features, np.arange(N)[None], 0.0, torch.empty(0))
-    (group,) = stage.regroup(stage.without_background(sweep, matcher), matcher, FS, True, 10)
+    (group,) = stage.regroup(stage.without_background(sweep, matcher, FS), matcher, FS, True, 10)
     kept = np.isin(samples, group.samples)
     if n_own > n_background:
         assert kept[:n_own].mean() > 0.97 and kept[n_own:].mean() < 0.1

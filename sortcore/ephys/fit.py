@@ -108,7 +108,7 @@ def fit(x: torch.Tensor, waveforms: np.ndarray, counts: np.ndarray, probe: Probe
         rows.append((sweep.log_joint, len(bank), len(sweep.spikes)))
         n_before = len(bank)
         if last:
-            sweep = without_background(needed(sweep, x, matcher, fs, follower), matcher.reference)
+            sweep = without_background(needed(sweep, x, matcher, fs, follower), matcher.reference, fs)
         groups = regroup(sweep, matcher.reference, fs, last, min_spikes, follower.brought_back if follower else None)
         bank = sums_removed(rebuilt(groups, matcher.reference, x.shape[0], config.rank, trough, follower), fs, n)
         follower = follower.refined(groups) if follower else None
@@ -194,9 +194,9 @@ def needed(sweep: Sweep, x: torch.Tensor, matcher: Matcher | MovingMatcher, fs: 
     return sweep.select(~gone[spikes.units])
 
 
-def without_background(sweep: Sweep, matcher: Matcher) -> Sweep:
+def without_background(sweep: Sweep, matcher: Matcher, fs: float) -> Sweep:
     """A sweep of those spikes only that are more probably their unit's than background, which would blur its waveform."""
-    return sweep.select(background.probability(sweep.spikes, matcher) > 0.5)
+    return sweep.select(background.probability(sweep.spikes, matcher, fs) > 0.5)
 
 
 def at_one_place(starts: np.ndarray, matcher: Matcher | MovingMatcher, follower: Follower | None) -> list[np.ndarray]:
