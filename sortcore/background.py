@@ -36,10 +36,10 @@ LEAST_OWN = 1 / 3  # share of a unit's spikes; of a unit of fewer, the largest t
 LOG_STD = (-2.0, 4.0)
 LEFTOVER_MS = 0.7  # of a spike at least LARGER times as large, in which
 LARGER = 2.0
-BURST_MS = (1.5, 15.0)  # a spike of a burst is so much later than the one before
-DOUBT = 5.0  # spikes that follow by chance only, added to those that are counted
 SMALL = 0.5  # of its unit's median, and
 OUTLYING = 4.0  # standard deviations below it, a spike is what the larger one left behind
+BURST_MS = (1.5, 15.0)  # a spike of a burst is so much later than the one before
+DOUBT = 5.0  # spikes that follow by chance only, added to those that are counted
 
 
 def own(spikes: Spikes, matcher: Matcher, fs: float, least: float) -> np.ndarray:

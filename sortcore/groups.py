@@ -243,12 +243,16 @@ def joined(a: Group, b: Group, back: Back | None = None) -> Group:
     return Group(samples[order], amplitudes[order], np.concatenate([a.features[:, ia], b.features[:, ib]])[order], channels)
 
 
+def coincidences(a: np.ndarray, b: np.ndarray, *within: int) -> list[int]:
+    """Pairs of spikes of two trains that are at most so many samples apart, for each of several."""
+    b = np.sort(b)
+    return [int((np.searchsorted(b, a + w, "right") - np.searchsorted(b, a - w, "left")).sum()) for w in within]
+
+
 def independent(a: np.ndarray, b: np.ndarray, fs: float, within_ms: float = 1.2, around_ms: float = 50.0) -> bool:
     """Whether two trains fire within the refractory time of each other about as often as around it: then they are two cells."""
-    a, b = np.sort(a), np.sort(b)
     near, wide = int(within_ms * fs / 1000), int(around_ms * fs / 1000)
-    close = (np.searchsorted(b, a + near, "right") - np.searchsorted(b, a - near, "left")).sum()
-    broad = (np.searchsorted(b, a + wide, "right") - np.searchsorted(b, a - wide, "left")).sum()
+    close, broad = coincidences(a, b, near, wide)
     expected = (broad - close) * near / (wide - near)
     return bool(expected > 4 and close > 0.3 * expected)
 
@@ -257,9 +261,7 @@ def refractory(a: np.ndarray, b: np.ndarray, fs: float, from_ms: float = 0.5, to
     """Whether two trains keep out of each other's refractory period, which two cells would not: fewer than a fifth of the
     coincidences expected, and clearly fewer than by chance (p < .01).
     The first half millisecond is left out, where collisions hide spikes."""
-    b = np.sort(b)
-    zero, close, broad = (int((np.searchsorted(b, a + w, "right") - np.searchsorted(b, a - w, "left")).sum()) for w in
-                          (int(ms * fs / 1000) for ms in (from_ms, to_ms, around_ms)))
+    zero, close, broad = coincidences(a, b, *(int(ms * fs / 1000) for ms in (from_ms, to_ms, around_ms)))
     expected = (broad - close) * (to_ms - from_ms) / (around_ms - to_ms)
     return close - zero <= 0.2 * expected and bool(poisson.cdf(close - zero, max(expected, 0.0)) < 0.01)
 
@@ -267,9 +269,7 @@ def refractory(a: np.ndarray, b: np.ndarray, fs: float, from_ms: float = 0.5, to
 def bursting(a: np.ndarray, b: np.ndarray, fs: float, within_ms: float = 15.0, around_ms: float = 100.0) -> bool:
     """Whether two trains fire in bursts together, as the large and the small spikes of one cell do: within a burst's intervals more
     than twice as often as expected from around them, and clearly more than by chance (p < .01)."""
-    b = np.sort(b)
-    close, broad = (int((np.searchsorted(b, a + w, "right") - np.searchsorted(b, a - w, "left")).sum()) for w in
-                    (int(ms * fs / 1000) for ms in (within_ms, around_ms)))
+    close, broad = coincidences(a, b, *(int(ms * fs / 1000) for ms in (within_ms, around_ms)))
     expected = (broad - close) * within_ms / (around_ms - within_ms)
     return close > 2 * expected and bool(poisson.sf(close - 1, expected + 0.1) < 0.01)  # at least two
 

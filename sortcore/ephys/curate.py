@@ -11,7 +11,8 @@ from sortcore.types import Preprocessing, Priors, Spikes, Units
 
 TENTHS = 10
 COINCIDENCE = ((0.5, 1.2), (1.0, 2.5), (2.0, 2.5))  # within so many ms of a unit so many times larger
-FAR_FIELD = (1.0, 5.0, 300.0)  # within so many ms of a unit so many times larger, within so many um
+FAR_FIELD = (1.0, 5.0)  # the same of a unit beyond the reach of its waveform,
+REACH_UM = 300.0  # within so many um
 LEFTOVER_SHARE = 0.4  # of few spikes, which may coincide by chance
 LEFTOVER_OF_MANY = 0.18
 
@@ -91,16 +92,13 @@ def duplicates(spikes: Spikes, used: np.ndarray, snr: np.ndarray, fs: float, pla
         if not len(trains[u]):
             continue
         near = touching[u] & ~gone
-        shares = [0.0]
-        for within_ms, times_larger in COINCIDENCE:
-            larger = [trains[v] for v in np.flatnonzero(near & (snr > times_larger * snr[u]))]
-            if larger:
-                shares.append(coinciding(trains[u], np.sort(np.concatenate(larger)), int(within_ms * fs / 1000), duration))
-        around = near
+        around, shares = near, [0.0]
+        rules = [(near, *rule) for rule in COINCIDENCE]
         if places_um is not None:
-            within_ms, times_larger, reach_um = FAR_FIELD
-            around = near | (np.linalg.norm(places_um - places_um[u], axis=1) < reach_um) & ~gone
-            larger = [trains[v] for v in np.flatnonzero(around & (snr > times_larger * snr[u]))]
+            around = near | (np.linalg.norm(places_um - places_um[u], axis=1) < REACH_UM) & ~gone
+            rules.append((around, *FAR_FIELD))
+        for among, within_ms, times_larger in rules:
+            larger = [trains[v] for v in np.flatnonzero(among & (snr > times_larger * snr[u]))]
             if larger:
                 shares.append(coinciding(trains[u], np.sort(np.concatenate(larger)), int(within_ms * fs / 1000), duration))
         shares += [locked_share(trains[u], trains[v], fs) for v in np.flatnonzero(around & (snr > COINCIDENCE[0][1] * snr[u]))]

@@ -59,6 +59,10 @@ class Assumptions:
         """Of the activity of a frame."""
         return min(self.shape_per_s / fs, LARGEST_SHAPE)
 
+    def baseline(self, fs: float) -> tuple[float, float]:
+        """Variances of its step per frame and of its start."""
+        return self.drift_sd_s**2 / fs, self.start_sd**2
+
 
 def noise_level(y: np.ndarray) -> float:
     """Noise sd of a trace (T,), NaN left out: median |difference of neighbours| / 0.954. Zero where there is nothing to tell."""
@@ -81,7 +85,7 @@ def fit_trace(y: np.ndarray, fs: float, decay: float, rise: float, penalty_sd: f
               free_baseline: bool, weights: np.ndarray | None = None) -> Deconvolution:
     """Deconvolve a trace (T,) whose noise has variance 1 and whose baseline is near 0; weights (T,) are of its frames."""
     kernel = exponential_kernel(fs, decay, rise)
-    drift, spread = (given.drift_sd_s**2 / fs, given.start_sd**2) if free_baseline else (0.0, 0.0)
+    drift, spread = given.baseline(fs) if free_baseline else (0.0, 0.0)
     return solve_ar2(y, kernel, penalty_sd * kernel.norm, weights=weights, barrier=given.shape(fs), drift=drift, spread=spread)
 
 

@@ -46,7 +46,7 @@ def estimate_rise(y: np.ndarray, fs: float, decay: float, given: Assumptions, *,
 def cost_of_events(y: np.ndarray, fs: float, decay: float, rise: float, given: Assumptions, free_baseline: bool = True) -> float:
     """What is minimised above, for a trace (T,) in units of its noise."""
     kernel = exponential_kernel(fs, decay, rise)
-    drift, spread = (given.drift_sd_s**2 / fs, given.start_sd**2) if free_baseline else (0.0, 0.0)
+    drift, spread = given.baseline(fs) if free_baseline else (0.0, 0.0)
     penalty, barrier = np.full(len(y), given.selection_sd * kernel.norm), given.shape(fs)
     for _ in range(1 + ROUNDS):
         found = solve_ar2(y, kernel, penalty, barrier=barrier, drift=drift, spread=spread)
