@@ -99,11 +99,12 @@ def of_other_shape(flat: np.ndarray, parts: list[np.ndarray]) -> list[np.ndarray
     return parts
 
 
-def shape_difference(a: np.ndarray, b: np.ndarray) -> float:
-    """Size of what the mean of features b (S, F) has that no multiple of a's mean explains, noise taken off."""
+def shape_difference(a: np.ndarray, b: np.ndarray, doubt: float = 0.0) -> float:
+    """Size of what the mean of features b (S, F) has that no multiple of a's mean explains, noise taken off: as much as is expected, and
+    so many standard deviations of it more."""
     mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
     times = float(mean_a @ mean_b) / max(float(mean_a @ mean_a), 1e-9)
-    by_noise = len(mean_a) * (1 / len(b) + times**2 / len(a))
+    by_noise = (len(mean_a) + doubt * np.sqrt(2 * len(mean_a))) * (1 / len(b) + times**2 / len(a))
     return float(np.sqrt(max(((mean_b - times * mean_a) ** 2).sum() - by_noise, 0.0)))
 
 
@@ -200,7 +201,7 @@ def one(a: Group, b: Group, cosine: float, fs: float, back: Back | None = None) 
         if back is not None and a.there is not None and b.there is not None and exclusive(a.there.knots, b.there.knots):
             return True
         smaller, larger = sorted((f.reshape(len(f), -1) for f in (fa, fb)), key=lambda f: float(np.linalg.norm(f.mean(axis=0))))
-        if bursting(a.samples, b.samples, fs) and shape_difference(smaller, larger) < OTHER_SHAPE:
+        if bursting(a.samples, b.samples, fs) and shape_difference(smaller, larger, doubt=1.0) < OTHER_SHAPE:
             return True
     thin_a, thin_b = max(1, len(fa) // 1000), max(1, len(fb) // 1000)
     fa, fb = fa[::thin_a], fb[::thin_b]

@@ -71,6 +71,11 @@ class Matcher:
     def spectra(self) -> Spectra:
         return make_spectra(self.waveforms())
 
+    @cached_property
+    def alike(self) -> np.ndarray:
+        """(pairs,) the largest overlap of a unit with each of its neighbours, at any lag."""
+        return self.overlaps.max(axis=(1, 2), initial=0)
+
     def waveforms(self) -> np.ndarray:
         """(K, N, D) the unit-norm templates that are matched."""
         return self.coefficients @ self.basis
@@ -177,8 +182,8 @@ def match(matcher: Matcher, score: np.ndarray, dead: int) -> Spikes:
 
     Returns spikes in order of time; `samples` are template starts. A unit fires at most once in `dead` samples.
     """
-    out = pursue(score, matcher.first, matcher.other, matcher.overlaps, matcher.interpolator, matcher.amp_mean, matcher.amp_precision,
-                 matcher.log_odds, matcher.threshold, dead)
+    out = pursue(score, matcher.first, matcher.other, matcher.overlaps, matcher.interpolator, matcher.alike, matcher.amp_mean,
+                 matcher.amp_precision, matcher.log_odds, matcher.threshold, dead)
     samples, shift_index, units, amplitudes, gains = out
     order = np.lexsort((units, samples))
     return Spikes(samples[order], matcher.shifts[shift_index[order]].astype(np.float32), units[order], amplitudes[order], gains[order])

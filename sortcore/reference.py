@@ -1,12 +1,11 @@
 """The textbook algorithms, slow and plain: to be read, and to test the fast ones against.
 
 `simple_ascent` is the model without time, `convolutive_ascent` the model of `sortcore.model`; both climb the log joint
-one block of unknowns at a time. `pursuit_reference` finds the spikes of known waveforms one by one, `merge_reference` joins parcels
-of points into clusters.
+one block of unknowns at a time. `merge_reference` joins parcels of points into clusters; `reference_pursuit` finds the spikes of known
+waveforms.
 
 Source: S. Linderman, Machine Learning Methods for Neural Data Analysis, chapters 4 to 6, after Kilosort (Pachitariu,
-Sridhar, Pennington and Stringer, Nature Methods 2024); S. Mallat and Z. Zhang, Matching pursuits with time-frequency
-dictionaries, IEEE Transactions on Signal Processing 1993.
+Sridhar, Pennington and Stringer, Nature Methods 2024).
 """
 
 from __future__ import annotations
@@ -21,9 +20,6 @@ from torch import Tensor
 from sortcore import model
 from sortcore.cluster import NEAREST, separation
 from sortcore.errors import ModelError
-from sortcore.pursuit import MOST_ROUNDS, SETTLED
-
-Real = float | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -190,140 +186,6 @@ def _unit_norm(waveforms: Tensor) -> Tensor:
     if not ((norm > 0) & norm.isfinite()).all():
         raise ModelError("A waveform is zero or not finite, so that it has no direction; start from other waveforms.")
     return waveforms / norm
-
-
-@dataclass(frozen=True)
-class PursuitReference:
-    """Spikes found by `pursuit_reference`, in the order in which they were found.
-
-    samples: (S,) int64 sample at which the template starts
-    shifts: (S,) sub-sample shift to be added to `samples`
-    units: (S,) int64
-    amplitudes: (S,) in noise standard deviations
-    gains: (S,) what each added to the log joint, in nats
-    residual: (N, T) what is left of the data
-    """
-
-    samples: np.ndarray
-    shifts: np.ndarray
-    units: np.ndarray
-    amplitudes: np.ndarray
-    gains: np.ndarray
-    residual: np.ndarray
-
-
-def shifted(waveforms: np.ndarray, shift: float) -> np.ndarray:
-    """Waveforms (..., D) moved later by a part of a sample: band-limited, zero outside, and of the norm they had.
-
-    Zeros on either side keep the end of a waveform from coming back at its start. Raises ModelError from a shift of
-    one sample on.
-    """
-    if abs(shift) >= 1:
-        raise ModelError(f"A sub-sample shift must be smaller than one sample, but it is {shift}.")
-    D = waveforms.shape[-1]
-    L = 3 * D + 1 - D % 2  # odd, so that no frequency is its own mirror image
-    phase = np.exp(-2j * np.pi * np.fft.rfftfreq(L) * shift)
-    moved = np.fft.irfft(np.fft.rfft(waveforms, L) * phase, L)[..., :D]
-    norm, norm_moved = (np.sqrt(np.square(w).sum(-1).sum(-1))[..., None, None] for w in (waveforms, moved))
-    return moved * np.divide(norm, norm_moved, out=np.ones_like(norm), where=norm_moved > 0)
-
-
-def spike_gain(x: Real, amp_mean: Real, amp_precision: Real, log_odds: Real) -> Real:
-    """What a spike of score x adds to the log joint at its best amplitude, in nats.
-
-        max over a >= 0 of   a x - a^2 / 2 - p (a - mu)^2 / 2 + log_odds
-        = max(0, x + p mu)^2 / (2 (1 + p)) - p mu^2 / 2 + log_odds      at   a = max(0, x + p mu) / (1 + p)
-
-    for a waveform of unit norm in noise of sigma = 1; p = 1 / s^2 is the precision of the amplitude's Gaussian prior,
-    zero for none. The log normaliser of the prior, where one wants it, belongs to log_odds.
-    """
-    p, mu = amp_precision, amp_mean
-    return np.maximum(0, x + p * mu) ** 2 / (2 * (1 + p)) - p * mu**2 / 2 + log_odds
-
-
-def pursuit_reference(data: np.ndarray, waveforms: np.ndarray, *, log_odds: np.ndarray, amp_mean: np.ndarray | None = None,
-                      amp_std: np.ndarray | None = None, subsamples: int = 1, dead: int = 0) -> PursuitReference:
-    """Matching pursuit: add the one spike that raises the log joint most, take it off the data, and start again.
-
-    The amplitudes of a new spike and of those it overlaps with in time are settled by coordinate ascent before the next is sought,
-    each as the best one given the others, until none is off by more than `SETTLED`.
-
-    The noise has sigma = 1. Every unit is tried at every sample at which its waveform fits into the data; the best is
-    then tried at the shifts m / subsamples, |m| <= subsamples // 2, and takes the one of the highest score. It ends when
-    no spike has a gain above zero (see `spike_gain`).
-
-    data: (N, T) whitened
-    waveforms: (K, N, D), divided by their norm before use
-    log_odds: (K,) log prior odds that a spike of that unit starts at a given sample; below zero
-    amp_mean, amp_std: (K,) Gaussian prior of the amplitudes; both or neither
-    dead: samples on either side of a spike at which its unit fires no second one
-    Raises ModelError where the shapes do not fit, log odds are not below zero, or only half a prior is given.
-    """
-    X, W, odds, mu, p = _pursuit_input(data, waveforms, log_odds, amp_mean, amp_std)
-    (K, N, D), T = W.shape, X.shape[1]
-    R = X.copy()
-    found: list[list] = []  # sample, shift, unit, amplitude, gain
-    if K == 0 or T < D:
-        return _pursuit_record(found, R)
-
-    def score(part: np.ndarray) -> np.ndarray:  # (N, L) -> (K, L - D + 1), <part[:, t : t + D], W_k>
-        return np.stack([sum(np.correlate(part[n], W[k, n], "valid") for n in range(N)) for k in range(K)])
-
-    x = score(R)  # (K, T - D + 1)
-    free = np.ones(x.shape, bool)
-    shifts = np.arange(-(subsamples // 2), subsamples // 2 + 1) / subsamples
-    while True:
-        gain = np.where(free, spike_gain(x, mu[:, None], p[:, None], odds[:, None]), -np.inf)  # (K, T - D + 1)
-        k, t = np.unravel_index(gain.argmax(), gain.shape)
-        if not gain[k, t] > 0:
-            return _pursuit_record(found, R)
-        tries = [shifted(W[k], s) for s in shifts]
-        fits = [float((R[:, t : t + D] * w).sum()) for w in tries]
-        m = int(np.argmax(fits))
-        found.append([int(t), float(shifts[m]), int(k), 0.0, float(spike_gain(fits[m], mu[k], p[k], odds[k]))])
-        free[k, max(0, t - dead) : t + dead + 1] = False
-        together = [i for i in reversed(range(len(found))) if abs(found[i][0] - t) <= D]
-        for _ in range(MOST_ROUNDS):
-            before = [found[i][3] for i in together]
-            for i in together:
-                s, by, u, a, _ = found[i]
-                w = shifted(W[u], by)
-                more = max(((R[:, s : s + D] * w).sum() - p[u] * (a - mu[u])) / (1 + p[u]), -a)
-                if abs(more) > SETTLED:
-                    R[:, s : s + D] -= more * w
-                    found[i][3] += float(more)
-                    found[i][4] += 0.5 * (1 + p[u]) * float(more) ** 2 if a else 0.0  # the first time is in its gain already
-            if before == [found[i][3] for i in together]:
-                break
-        low, high = max(0, t - 2 * D + 1), min(T - D + 1, t + 2 * D)  # only there have scores changed
-        x[:, low:high] = score(R[:, low : high + D - 1])
-
-
-def _pursuit_input(data: np.ndarray, waveforms: np.ndarray, log_odds: np.ndarray, amp_mean: np.ndarray | None,
-                   amp_std: np.ndarray | None) -> tuple[np.ndarray, ...]:
-    """data (N, T), unit-norm waveforms (K, N, D), log odds, amplitude means and precisions (K,), in float64 and checked."""
-    X, W, odds = (np.asarray(v, dtype=np.float64) for v in (data, waveforms, log_odds))
-    if X.ndim != 2 or W.ndim != 3 or W.shape[1] != X.shape[0] or odds.shape != (len(W),):
-        raise ModelError(f"Data (N, T), waveforms (K, N, D) and log odds (K,) do not fit together: {X.shape}, {W.shape}, {odds.shape}.")
-    if not (odds < 0).all():
-        raise ModelError("The log odds of a spike must be below zero, or the pursuit would never end; give those of its rate per sample.")
-    norm = np.sqrt(np.square(W).sum((1, 2), keepdims=True))
-    if not (norm > 0).all():
-        raise ModelError("A waveform is zero, so that it fits nothing; leave its unit out.")
-    if (amp_mean is None) != (amp_std is None):
-        raise ModelError("The prior of the amplitudes needs both amp_mean and amp_std, or neither for free amplitudes.")
-    if amp_mean is None or amp_std is None:
-        return X, W / norm, odds, np.zeros(len(W)), np.zeros(len(W))
-    mu, s = np.broadcast_to(amp_mean, odds.shape).astype(float), np.broadcast_to(amp_std, odds.shape).astype(float)
-    if not (s > 0).all():
-        raise ModelError(f"The spread of the amplitudes, amp_std, must be positive, but its smallest value is {s.min()}.")
-    return X, W / norm, odds, mu, 1 / s**2
-
-
-def _pursuit_record(found: list[list], residual: np.ndarray) -> PursuitReference:
-    samples, shifts, units, amplitudes, gains = zip(*found, strict=True) if found else ((), (), (), (), ())
-    return PursuitReference(np.array(samples, dtype=np.int64), np.array(shifts, dtype=float), np.array(units, dtype=np.int64),
-                            np.array(amplitudes, dtype=float), np.array(gains, dtype=float), residual)
 
 
 def merge_reference(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
