@@ -125,8 +125,8 @@ def leave(i, found, tables, priors, score, heap, dead):
     """Give back spike i."""
     samples, _, units, amplitudes, _, latest, before = found
     reach = (tables[2].shape[2] - 1) // 2
+    sleep(score, units[i], samples[i], dead, -ASLEEP)  # first, so that its unit's peaks there are seen
     change(i, -amplitudes[i], found, tables, priors, score, heap)
-    sleep(score, units[i], samples[i], dead, -ASLEEP)
     stretch = 1 + samples[i] // (reach + 1)
     if latest[stretch] == i:
         latest[stretch] = before[i]
