@@ -30,7 +30,7 @@ DEAD = np.float32(-1e30)  # the score of a unit that is left out
 ASLEEP, DEAD_BAR = np.float32(2**18), np.float32(-(2**17))  # taken off scores within a unit's dead time: far more than any is, but not all
 SETTLED = 0.3  # noise standard deviations: an amplitude that is off by less is left as it is
 MOST_ROUNDS = 8
-BETTER = 1.0  # nats that another spike must add in place of one
+BETTER = 1.0  # nats that another spike must add in place of one or two
 MOST_LOOKS = 5
 LIKE = 0.3  # overlap, at any lag, of a spike with what may take its place,
 MEETING = 0.02  # and with one that may go with it
@@ -210,8 +210,7 @@ def instead(i, also, found, tables, priors, score, dead):
         if alike[pair] < LIKE:
             continue
         j = other[pair]
-        for s in range(low, high):
-            row[0, s - low] = score[j, s]
+        row[0] = score[j, low:high]
         put_back(row, low, i, j, found, tables, dead)
         if also >= 0:
             put_back(row, low, also, j, found, tables, dead)
@@ -232,13 +231,12 @@ def put_back(row, low, i, j, found, tables, dead):
     samples, shifts, units, amplitudes, _, _, _ = found
     first, other, overlaps, _, _ = tables
     k, t, reach = units[i], samples[i], (overlaps.shape[2] - 1) // 2
-    near = other[first[k] : first[k + 1]]
-    at = np.searchsorted(near, j)
-    if at == len(near) or near[at] != j:
+    pair = pair_of(first, other, k, j)
+    if pair < 0:
         return
     start, stop = max(low, t - reach), min(low + row.shape[1], t + reach + 1)
     if start < stop:
-        taken = overlaps[first[k] + at, shifts[i], start - t + reach : stop - t + reach]
+        taken = overlaps[pair, shifts[i], start - t + reach : stop - t + reach]
         take_off(row[0, start - low : stop - low], taken, np.float32(-amplitudes[i]))
     if j == k:
         sleep(row, 0, t - low, dead, -ASLEEP)
@@ -353,9 +351,8 @@ def change(i, more, found, tables, priors, score, heap):
 @numba.njit(**INNER)
 def overlap(first, other, overlaps, k, t, m, j, s, n):
     """Inner product of unit k's template at sample t with shift m and unit j's at sample s with shift n."""
-    near = other[first[k] : first[k + 1]]
-    at = np.searchsorted(near, j)
-    if at == len(near) or near[at] != j:
+    pair = pair_of(first, other, k, j)
+    if pair < 0:
         return np.float32(0)
     n_shifts, reach = overlaps.shape[1], (overlaps.shape[2] - 1) // 2
     shift, lag = m - n + n_shifts // 2, s - t
@@ -363,4 +360,11 @@ def overlap(first, other, overlaps, k, t, m, j, s, n):
         shift, lag = shift + n_shifts, lag + 1
     elif shift >= n_shifts:
         shift, lag = shift - n_shifts, lag - 1
-    return overlaps[first[k] + at, shift, lag + reach] if -reach <= lag <= reach else np.float32(0)
+    return overlaps[pair, shift, lag + reach] if -reach <= lag <= reach else np.float32(0)
+
+
+@numba.njit(**INNER)
+def pair_of(first, other, k, j):
+    """Where unit j is among the neighbours of unit k in tables of pairs; -1 if it is not one."""
+    at = first[k] + np.searchsorted(other[first[k] : first[k + 1]], j)
+    return at if at < first[k + 1] and other[at] == j else -1

@@ -235,7 +235,8 @@ class _Pursuit:
         return abs(a.sample - b.sample) < self.W.shape[2] and bool(((a.waveform != 0).any(1) & (b.waveform != 0).any(1)).any())
 
     def instead(self, spikes: list[_Spike]) -> tuple[float, float, _Spike | None]:
-        """The best spike in place of some, near the first of them, all others held: how much more it adds, its score and itself."""
+        """The best spike in place of some, near the first of them, all others held: how much more it adds, its score and itself.
+        Every unit and every spike beside is tried; `sortcore.pursuit` leaves out those that overlap too little to matter."""
         D, t = self.W.shape[2], spikes[0].sample
         R, asleep, worth = self.R, self.asleep, 0.0
         before = R.copy(), asleep.copy()
@@ -250,8 +251,9 @@ class _Pursuit:
             for i in range(max(1, t - low - (D - 1) // 2), min(high - low - 1, t - low + (D - 1) // 2 + 1)):
                 if x[k, i - 1] <= x[k, i] > x[k, i + 1]:
                     shift, waveform, fit = self.best_shift(R, k, low + i)
-                    if self.gain(fit, k) - worth > best[0]:
-                        best = self.gain(fit, k) - worth, fit, _Spike(low + i, shift, k, waveform)
+                    more = self.gain(fit, k) - worth
+                    if more > best[0]:
+                        best = more, fit, _Spike(low + i, shift, k, waveform)
         R[:], asleep[:] = before
         return best
 

@@ -197,6 +197,3 @@ def test_bad_starts_are_refused():
         reference.start_waveforms(X, 1, 51, rank=1, amp_rate=1.0, noise_std=1.0)
     with pytest.raises(ModelError, match="nothing left to start from after 0 of 1"):
         reference.start_waveforms(torch.zeros(3, 50), 1, 8, rank=1, amp_rate=1.0, noise_std=1.0)
-
-
-# Matching pursuit
