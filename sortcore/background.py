@@ -14,7 +14,6 @@ from background, the small late spikes of bursts, times can: they follow a spike
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numba
 import numpy as np
@@ -34,6 +33,7 @@ BIN = 0.2
 BELOW = 0.02  # share of the scores under the threshold: it is a little lower where tissue has moved, or spikes collide
 LEAST_OWN = 1 / 3  # share of a unit's spikes; of a unit of fewer, the largest that noise makes would be left and seem a cell
 LOG_STD = (-2.0, 4.0)
+LOGIT = (-20.0, 20.0)
 LEFTOVER_MS = 0.7  # of a spike at least LARGER times as large, in which
 LARGER = 2.0
 SMALL = 0.5  # of its unit's median, and
@@ -71,10 +71,11 @@ def unit_probability(scores: np.ndarray, threshold: float) -> np.ndarray:
     if len(scores) < FEWEST or np.median(scores) > threshold + FAR:
         return sure
     above = np.maximum(scores - min(threshold, np.quantile(scores, BELOW)), 0.0)
-    edges = np.arange(0.0, above.max() + BIN, BIN)
-    counts, x = np.bincount((above / BIN).astype(int), minlength=len(edges)).astype(float), np.arange(len(edges)) * BIN + BIN / 2
+    bins, counts = np.unique((above / BIN).astype(int), return_counts=True)
+    x, counts = bins * BIN + BIN / 2, counts.astype(float)
     start = [float(np.median(above)) + 0.5, float(np.log(mad(above) + 0.3)), 1.0, 0.0]
-    found = descend(lambda q: -counts @ log_mixture(x, q) - log_prior(q[3]), start)
+    found = minimize(cost, start, args=(x, counts), jac=True, method="L-BFGS-B", bounds=[(None, None), LOG_STD, LOGIT, LOGIT],
+                     options={"ftol": 1e-6}).x
     mean, std = found[0], np.exp(found[1])
     if mean < std:  # hardly above the threshold: the two look alike
         return sure
@@ -101,14 +102,36 @@ def with_bursts(probability: np.ndarray, samples: np.ndarray, fs: float) -> np.n
 
 
 @numba.njit(cache=True, nogil=True)
+def cost(q, x, counts):
+    """What is minimised: less the log posterior of q, as in `log_parts`, given so many scores (n,) at x (n,). And its gradient (4,)."""
+    mean, std, share, tau = q[0], np.exp(q[1]), 1 / (1 + np.exp(-q[2])), falloff(q[3])
+    itself, background = log_parts(x, q)
+    both = np.logaddexp(itself, background)
+    away, cut = np.log(tau / USUAL_TAU[0]) / USUAL_TAU[1], mean / std
+    missing = np.exp(-0.5 * cut * cut - 0.5 * np.log(2 * np.pi) - log_normal_below(cut))  # slope of the log of what is left of the unit
+    own, z = np.exp(itself - both), (x - mean) / std
+    of_unit, of_background = counts * own, counts * (1 - own)
+    slope = np.empty(4)
+    slope[0] = (of_unit * (z - missing)).sum() / std
+    slope[1] = (of_unit * (z * z - 1 + missing * cut)).sum()
+    slope[2] = (counts * (own - share)).sum()
+    by_tau = (of_background * (x / tau - 1)).sum() / tau - away / USUAL_TAU[1] / tau
+    slope[3] = by_tau * (tau - TAU[0]) * (TAU[1] - tau) / (TAU[1] - TAU[0])
+    return 0.5 * away * away - (counts * both).sum(), -slope
+
+
+@numba.njit(cache=True, nogil=True)
+def log_parts(x, q):
+    """Log of the weighted densities of unit and background, for q = (mean, log std, logit of the unit's share, logit of tau's range)."""
+    tau = falloff(q[3])
+    return log_unit(x, q) - np.log1p(np.exp(-q[2])), -np.log1p(np.exp(q[2])) - x / tau - np.log(tau)
+
+
+@numba.njit(cache=True, nogil=True)
 def log_unit(x, q):
     """(n,) log density at x (n,) of a Gaussian cut off below zero, for q = (mean, log std, ...)."""
-    std = np.exp(min(max(q[1], LOG_STD[0]), LOG_STD[1]))
-    out = x - q[0]
-    constant = np.log(std) + 0.5 * np.log(2 * np.pi) + log_normal_below(q[0] / std)
-    for i in range(len(out)):
-        out[i] = -0.5 * (out[i] / std) ** 2 - constant
-    return out
+    std = np.exp(q[1])
+    return -0.5 * ((x - q[0]) / std) ** 2 - q[1] - 0.5 * np.log(2 * np.pi) - log_normal_below(q[0] / std)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -123,35 +146,6 @@ def log_normal_below(z):
 def falloff(logit):
     """tau for the logit of its place in its range."""
     return TAU[0] + (TAU[1] - TAU[0]) / (1 + np.exp(-logit))
-
-
-def log_prior(logit: float) -> float:
-    """Log density of tau, for the logit of its place in its range."""
-    return float(-0.5 * (np.log(falloff(logit) / USUAL_TAU[0]) / USUAL_TAU[1]) ** 2)
-
-
-@numba.njit(cache=True, nogil=True)
-def log_parts(x, q):
-    """Log of the weighted densities of unit and background, for q = (mean, log std, logit of the unit's share, logit of tau's range)."""
-    tau = falloff(q[3])
-    share = min(max(1 / (1 + np.exp(-q[2])), 1e-9), 1 - 1e-9)
-    return np.log(share) + log_unit(x, q), np.log(1 - share) - x / tau - np.log(tau)
-
-
-@numba.njit(cache=True, nogil=True)
-def log_mixture(x, q):
-    """(n,) log density of unit and background together."""
-    itself, background = log_parts(x, q)
-    for i in range(len(x)):
-        itself[i] = np.logaddexp(itself[i], background[i])
-    return itself
-
-
-def descend(loss: Callable[[np.ndarray], float], start: list[float]) -> np.ndarray:
-    first = np.vstack([np.zeros(len(start)), 0.5 * np.eye(len(start))]) + start
-    found = minimize(loss, start, method="Nelder-Mead",
-                     options={"initial_simplex": first, "maxiter": 200 * len(start), "xatol": 0.01, "fatol": 0.01})
-    return found.x
 
 
 def leftover(spikes: Spikes, fs: float) -> np.ndarray:

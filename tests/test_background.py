@@ -5,7 +5,7 @@ import pytest
 from scipy.special import expit, log_ndtr
 from scipy.stats import norm, truncnorm
 
-from sortcore.background import TAU, leftover, log_mixture, log_normal_below, log_unit, own, probability, unit_probability, with_bursts
+from sortcore.background import TAU, cost, leftover, log_normal_below, log_parts, log_unit, own, probability, unit_probability, with_bursts
 from sortcore.matching import prepare
 from sortcore.numerics import unit_norm
 from sortcore.types import Priors, Spikes
@@ -26,9 +26,21 @@ def test_densities_are_those_of_the_textbook():
     unit = truncnorm(-2.5 / 1.4, np.inf, 2.5, 1.4)
     tau, share = TAU[0] + (TAU[1] - TAU[0]) * expit(-0.3), expit(0.7)
     np.testing.assert_allclose(log_unit(x, q), unit.logpdf(x), atol=1e-9)
-    np.testing.assert_allclose(np.exp(log_mixture(x, q)), share * unit.pdf(x) + (1 - share) * np.exp(-x / tau) / tau, rtol=1e-9)
+    itself, background = log_parts(x, q)
+    np.testing.assert_allclose(np.exp(itself), share * unit.pdf(x), rtol=1e-9)
+    np.testing.assert_allclose(np.exp(background), (1 - share) * np.exp(-x / tau) / tau, rtol=1e-9)
     z = np.array([-200.0, -26.0, -24.9, -3.0, 0.0, 6.0])
     np.testing.assert_allclose([log_normal_below(v) for v in z], log_ndtr(z), rtol=2e-3, atol=1e-12)
+
+
+@pytest.mark.parametrize("q", [(2.5, np.log(1.4), 0.7, -0.3), (-3.0, 0.2, -2.0, 1.5), (6.0, -1.0, 3.0, -4.0)])
+def test_the_slope_of_the_cost_is_its_difference(q):
+    x, counts, step = np.linspace(0.1, 9, 50), np.random.default_rng(0).poisson(20, 50).astype(float), 1e-5
+    by_difference = [(cost(q + step * one, x, counts)[0] - cost(q - step * one, x, counts)[0]) / (2 * step) for one in np.eye(4)]
+    np.testing.assert_allclose(cost(np.array(q), x, counts)[1], by_difference, rtol=1e-5, atol=1e-4)
+    parts = log_parts(x, np.array(q))
+    flatter, steeper = (cost(np.array([*q[:3], v]), x, 0 * counts)[0] for v in (-30.0, 30.0))  # without data, the prior of tau alone
+    assert cost(np.array(q), x, counts)[0] > -(counts * np.logaddexp(*parts)).sum() and flatter > 1 and steeper > 1
 
 
 @pytest.mark.parametrize(("mean", "std", "n_background"), [(10.0, 1.3, 100), (8.0, 1.2, 400), (7.2, 1.1, 150)])
