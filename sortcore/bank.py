@@ -15,6 +15,7 @@ from sortcore.types import Priors
 SPREAD = 0.12  # smallest standard deviation of a unit's amplitudes, as a share of their mean
 COLLISION_MS = 1.0
 SUM_LEFT = 0.25  # share of its energy that a sum of other units leaves unexplained
+AS_LARGE = 0.5  # of its unit's usual size, a spike is at least in a sum
 LAGS_A_SAMPLE = 4  # at which waveforms are compared
 SAME_COSINE = 0.93  # first clusters more alike than this are one
 SAME_RATIO = 1.2  # and no more different in size
@@ -121,7 +122,8 @@ def same_removed(bank: Bank, fs: float) -> Bank:
 
 
 def sums_removed(bank: Bank, fs: float, n_samples: int) -> Bank:
-    """Leave out clusters of colliding spikes: other units explain them together, and collide about so often by chance."""
+    """Leave out clusters of colliding spikes: other units explain them together, by spikes of their size, and collide about so often by
+    chance."""
     waveforms, counts = bank.waveforms, bank.counts
     k, n, d = waveforms.shape
     if k < 3:
@@ -137,6 +139,7 @@ def sums_removed(bank: Bank, fs: float, n_samples: int) -> Bank:
         score[i] = DEAD
         score[~left | (counts < 2 * counts[i])] = DEAD
         spikes = matching.match(matcher, score, 5)
+        spikes = spikes.select(spikes.amplitudes > AS_LARGE * priors.amp_mean[spikes.units])
         parts = np.unique(spikes.units)
         if len(parts) < 2:
             continue

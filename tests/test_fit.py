@@ -6,6 +6,7 @@ import torch
 from helpers_engine import AFTER, BEFORE, FS, D, column, cosines, pair, plant, random_trains, unit_waveforms
 
 from sortcore import matching
+from sortcore.bank import Bank, sums_removed
 from sortcore.ephys import fit as stage
 from sortcore.ephys.config import FitConfig, InitializeConfig, PursuitConfig
 from sortcore.ephys.initialize import initialize
@@ -246,6 +247,16 @@ def test_a_unit_that_the_others_do_without_goes():
     two = matching.prepare(bank[:2], Priors(priors.amp_mean[:2], priors.amp_std[:2], np.array([1.0, 0.1])), FS)
     alone = stage.run_sweep(x, two, column(N), FS, PursuitConfig())
     assert set(stage.needed(alone, x, two, FS).spikes.units) == {0, 1}, "a cell that nothing else explains is needed"
+
+
+def test_a_cluster_of_collisions_goes_and_a_cell_that_a_small_part_of_another_would_explain_stays():
+    waves = unit_waveforms(4, N, reach=3)
+    large, small = 80 * waves[0], 7 * waves[1]
+    counts = np.array([1500, 9000, 300, 400])
+    for third, stays in ((large + small, False), (28 * waves[0] + small, True)):
+        bank = Bank(np.array([large, small, third, 20 * waves[3]]), counts)
+        kept = sums_removed(bank, FS, n_samples=int(60 * FS))
+        assert len(kept) == 3 + stays and (kept.counts == 300).any() == stays
 
 
 def test_the_fit_repeats(planted):
