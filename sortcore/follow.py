@@ -22,6 +22,8 @@ STILL_SECONDS = 0.5  # data are carried in stretches of so long
 CARRIED_ERROR = 0.2  # share of a waveform's energy that interpolation gets wrong
 OFF_UM = 1.5  # that estimated motion is wrong by
 SMOOTHNESS = 4.0  # how much more alike its errors at neighbouring knots are
+WHILE_JUMPING = 0.5  # share of the spikes of what is no cell, where the tissue jumps for
+SELDOM = 0.1  # no more of the time
 VISITS = 4  # times apart at which tissue was at a knot, for its spikes to tell the motion better
 
 
@@ -97,6 +99,17 @@ class Follower:
         """Linear and quadratic coefficient (S,) of each spike's log likelihood in um off its knot."""
         steep = slope[there.knots].reshape(len(there.knots), -1)
         return ((there.features - own[there.knots]).reshape(steep.shape) * steep).sum(axis=1), (steep**2).sum(axis=1)
+
+    def lasting(self, groups: list[Group]) -> list[Group]:
+        """Groups without those mostly of spikes seen while the tissue jumps: they are others', which are not where they are sought."""
+        depth, out = self.preprocessing.probe.positions_um[:, 1], []
+        some = self.times_s[:: max(1, len(self.times_s) // 10_000)]
+        for g in groups:
+            at = float(depth[g.channels[0]])
+            seldom = jumping(self.motion, some, at).mean() < SELDOM
+            if not (seldom and jumping(self.motion, self.times_s[g.samples], at).mean() > WHILE_JUMPING):
+                out.append(g)
+        return out
 
     def refined(self, groups: list[Group]) -> Follower:
         """The motion that fits the spikes of all groups best: large spikes tell it much better than histograms do."""

@@ -239,6 +239,17 @@ def test_what_is_between_two_times_of_a_jump_is_not_asked(drifting_cell):
     assert follow.jumping(jump, np.array([3.5, 19.9, 20.1, 20.9, 21.5, 39.0]), 75.0).tolist() == [False, False, True, True, False, False]
 
 
+def test_what_is_seen_only_while_tissue_jumps_is_no_cell(drifting_cell):
+    f, group = drifting_cell
+    f = replace(f, motion=replace(f.motion, displacement_um=f.motion.displacement_um + 15.0 * (np.arange(40) > 20)[:, None]))
+    cell = group(np.zeros(40))
+    between = np.abs(f.times_s[cell.samples] - 20.5) < 0.5
+    seen_then, also = cell.part(np.flatnonzero(between)), cell.part(np.flatnonzero(between | (np.arange(2000) % 20 == 0)))
+    assert f.lasting([cell, seen_then, also]) == [cell, also]
+    fast = replace(f, motion=replace(f.motion, displacement_um=4.0 * f.motion.times_s[:, None]))
+    assert fast.lasting([cell, seen_then]) == [cell, seen_then], "always moving so fast: that tells nothing"
+
+
 def test_the_moving_matcher_finds_spikes_where_the_tissue_is():
     n, wave = 12, unit_waveforms(1, 12)[0]
     knots = np.array([-25.0, 0.0, 25.0])  # contacts are 25 um apart

@@ -110,6 +110,7 @@ def fit(x: torch.Tensor, waveforms: np.ndarray, counts: np.ndarray, probe: Probe
         if last:
             sweep = without_background(needed(sweep, x, matcher, fs, follower), matcher.reference, fs)
         groups = regroup(sweep, matcher.reference, fs, last, min_spikes, follower.brought_back if follower else None)
+        groups = follower.lasting(groups) if follower else groups
         bank = sums_removed(rebuilt(groups, matcher.reference, x.shape[0], config.rank, trough, follower), fs, n)
         follower = follower.refined(groups) if follower else None
         steps.append(f"round {i + 1}: {n_before} units, {len(sweep.spikes)} spikes, {len(bank)} units after splits, merges and drops")
