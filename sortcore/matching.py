@@ -63,6 +63,11 @@ class Matcher:
         """Itself: these templates stay where they are (`moving` has others)."""
         return self
 
+    @property
+    def jumps_s(self) -> np.ndarray:
+        """None."""
+        return np.zeros(0)
+
     def at(self, time_s: float) -> Matcher:
         """Itself, at any time."""
         return self

@@ -56,6 +56,11 @@ class MovingMatcher:
     def n_channels(self) -> int:
         return self.reference.n_channels
 
+    @property
+    def jumps_s(self) -> np.ndarray:
+        """(J,) times at which the tissue jumps, on either side of which another Matcher is right."""
+        return self.motion.jumps_s
+
     def knots(self, time_s: float) -> np.ndarray:
         """(K,) knot of each unit at a time."""
         return nearest_knot(self.motion.at(time_s, self.depths_um), self.knots_um)

@@ -6,7 +6,8 @@ raw binary file all fit it. Stored values are turned into (channels, samples) he
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -178,6 +179,14 @@ def chunks(segment_lengths: tuple[int, ...], size: int) -> Iterator[Chunk]:
         for start in range(first, last, size):
             yield Chunk(start, min(start + size, last), first, last)
         first = last
+
+
+def cut(pieces: Iterable[Chunk], at: np.ndarray) -> Iterator[Chunk]:
+    """Chunks, cut in two wherever one of the samples `at` (J,) lies within."""
+    for piece in pieces:
+        inside = at[(at > piece.start) & (at < piece.stop)]
+        edges = [piece.start, *np.unique(inside).tolist(), piece.stop]
+        yield from (Chunk(start, stop, piece.first, piece.last) for start, stop in itertools.pairwise(edges))
 
 
 @dataclass(frozen=True)

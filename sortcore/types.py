@@ -101,6 +101,9 @@ class Preprocessing:
         return len(self.taps) // 2
 
 
+AT_ONCE_S = 0.01  # a movement within this time is a jump
+
+
 @dataclass(frozen=True)
 class Motion:
     """How far the tissue has moved along the probe, towards larger depth, from where it was in the median.
@@ -122,6 +125,12 @@ class Motion:
         """(S,) displacement of one depth at times (S,)."""
         here = [np.interp(depth_um, self.depths_um, now) for now in self.displacement_um]
         return np.interp(times_s, self.times_s, here)
+
+    @property
+    def jumps_s(self) -> np.ndarray:
+        """(J,) times at which the tissue jumps: two of `times_s` lie at either side of it, `AT_ONCE_S` apart at most."""
+        at = np.flatnonzero(np.diff(self.times_s) <= AT_ONCE_S)
+        return 0.5 * (self.times_s[at] + self.times_s[at + 1])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from helpers_engine import FS, D, flat_priors, unit_waveforms
 import sortcore as sc
 from sortcore import follow, groups, matching, moving
 from sortcore.ephys import drift
-from sortcore.ephys.config import DriftConfig
+from sortcore.ephys.config import DriftConfig, PursuitConfig
+from sortcore.ephys.deconvolve import deconvolve
 from sortcore.export import load_result, save_result
 from sortcore.metrics import compare
 from sortcore.numerics import unit_norm
@@ -63,6 +64,33 @@ def test_planted_motion_is_estimated(motion):
     found = drift.estimate(*events_of(true, probe), SECONDS, probe, DriftConfig())
     assert np.sqrt((error_um(found, true) ** 2).mean()) < 1.5
     assert np.abs(error_um(found, true)).max() < 8
+
+
+@pytest.mark.parametrize(("jump_s", "rigid"), [(61.3, 1.0), (58.6, 1.0), (40.0, 0.5)])
+def test_a_jump_is_timed_by_the_events_around_it(jump_s, rigid):
+    probe = staggered(200 if rigid < 1 else 40)
+    slow, windows = drifting(probe, SECONDS, 12.0, 50.0, rigid=rigid), np.linspace(0, probe.positions_um[:, 1].max(), 4)
+    times = np.sort(np.r_[slow.times_s, jump_s + np.array([-1e-3, 1e-3])])
+    um = np.array([slow.at(t, windows) for t in times]) + np.where(times[:, None] > jump_s, 25.0 * np.linspace(1, rigid, 4), 0.0)
+    true = Motion(times, windows, um)
+    events = events_of(true, probe, 100.0 if rigid < 1 else 60.0, 80 if rigid < 1 else 15)
+    found = drift.estimate(*events, SECONDS, probe, DriftConfig())
+    assert len(found.jumps_s) == 0
+    timed = drift.with_jumps_timed(found, *events)
+    np.testing.assert_allclose(timed.jumps_s, jump_s, atol=0.15)
+    assert len(timed.jumps_s) == 1 and (np.diff(timed.times_s) > 0).all()
+    around = np.arange(jump_s - 3, jump_s + 3, 0.1)
+    before, after = (np.array([m.at(t, windows[1]) - true.at(t, windows[1]) for t in around]) for m in (found, timed))
+    before, after = (np.abs(off - np.median(off)).mean() for off in (before, after))
+    assert after < 0.6 * before
+
+
+def test_what_is_slow_or_always_fast_has_no_jump():
+    probe = staggered(40)
+    for motion in (drifting(probe, SECONDS, 30.0, 70.0), drifting(probe, SECONDS, 60.0, 16.0)):
+        events = events_of(motion, probe)
+        found = drift.estimate(*events, SECONDS, probe, DriftConfig())
+        assert np.array_equal(drift.with_jumps_timed(found, *events).times_s, found.times_s)
 
 
 def test_motion_that_differs_along_the_probe_is_estimated():
@@ -268,6 +296,24 @@ def test_the_moving_matcher_finds_spikes_where_the_tissue_is():
     np.testing.assert_allclose(m.displacement(np.array([0.0, 1.5]), np.array([0, 0])), [-25, 12.5])
     still = matching.prepare(unit_norm(moved[1]), priors, FS)
     assert still.at(3.0) is still is still.reference
+
+
+def test_spikes_just_before_and_after_a_jump_are_found_where_the_tissue_is():
+    wave, jump_s = unit_waveforms(1, 12)[0], 0.5123
+    knots = np.array([-25.0, 0.0, 25.0])
+    moved = 20 * np.array([[np.roll(wave, r, axis=0)] for r in (-1, 0, 1)])
+    motion = Motion(np.array([0.0, jump_s - 0.002, jump_s + 0.002, 2.0]), np.array([0.0]), np.array([[-25.0], [-25.0], [25.0], [25.0]]))
+    m = moving.moving_matcher(unit_norm(moved[1]), moved, knots, flat_priors(1), motion, np.array([125.0]), FS)
+    np.testing.assert_allclose(m.jumps_s, jump_s)
+    assert len(m.reference.jumps_s) == 0
+    x = np.zeros((12, int(FS)), np.float32)
+    starts = np.array([0.48, jump_s - 0.005, jump_s + 0.005, 0.55]) * FS
+    for start in starts.astype(int):
+        x[:, start : start + D] += moved[0 if start < jump_s * FS else 2, 0]
+    whole = torch.from_numpy(x)
+    spikes = deconvolve(lambda c: whole[:, c.start : c.stop], (x.shape[1],), m, 0, FS, PursuitConfig())
+    assert len(spikes) == 4 and (np.abs(spikes.samples - starts) <= 1).all()
+    np.testing.assert_allclose(spikes.amplitudes, 20, rtol=0.02)
 
 
 @pytest.fixture(scope="module")

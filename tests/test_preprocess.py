@@ -14,7 +14,7 @@ from sortcore.ephys.config import PreprocessConfig
 from sortcore.ephys.preprocess import Whitener, bandpass_taps
 from sortcore.errors import RecordingError
 from sortcore.numerics import mad
-from sortcore.recording import ArrayRecording, Chunk, Thinned, array_recording, chunks
+from sortcore.recording import ArrayRecording, Chunk, Thinned, array_recording, chunks, cut
 
 N, T = 10, 120_000
 QUICK = PreprocessConfig(noise_seconds=4.0, least_rate_hz=0.0)
@@ -242,6 +242,14 @@ def test_one_chunk_equals_many(lengths, size, config):
     whole = np.concatenate([whitener(recording, Chunk(a, b, a, b)).numpy() for a, b in pairwise(bounds)], axis=1)
     for part in parts:
         np.testing.assert_allclose(whitener(recording, part).numpy(), whole[:, part.start : part.stop], atol=1e-4)
+
+
+def test_chunks_are_cut_where_asked():
+    pieces = [Chunk(0, 10, 0, 15), Chunk(10, 15, 0, 15), Chunk(15, 20, 15, 20)]
+    assert list(cut(pieces, np.zeros(0, int))) == pieces
+    found = list(cut(pieces, np.array([4, 10, 7, 7, 19, 99])))
+    assert [(c.start, c.stop) for c in found] == [(0, 4), (4, 7), (7, 10), (10, 15), (15, 19), (19, 20)]
+    assert [(c.first, c.last) for c in found] == [(0, 15)] * 4 + [(15, 20)] * 2
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])

@@ -18,7 +18,7 @@ from sortcore.ephys.config import PursuitConfig
 from sortcore.matching import Matcher
 from sortcore.moving import MovingMatcher
 from sortcore.progress import Track, silent
-from sortcore.recording import Chunk, chunks
+from sortcore.recording import Chunk, chunks, cut
 from sortcore.types import Spikes
 from sortcore.workers import over_recording
 
@@ -31,7 +31,7 @@ def deconvolve(whitened: Callable[[Chunk], torch.Tensor], segment_lengths: tuple
     """Spikes of a whole recording; `whitened` gives the (N, T) whitened samples of any chunk."""
     d = matcher.n_samples
     size = max(config.chunk_samples(fs, matcher.n_channels), 20 * d)
-    pieces = list(chunks(segment_lengths, size))
+    pieces = list(cut(chunks(segment_lengths, size), np.rint(matcher.jumps_s * fs).astype(int)))
     dead = max(1, int(DEAD_MS * fs / 1000))
     found = over_recording(lambda c: chunk_spikes(whitened, c, matcher.at(0.5 * (c.start + c.stop) / fs), trough, dead), pieces)
     return once(Spikes.concatenate(list(track(found, stage, len(pieces)))), dead)

@@ -22,7 +22,7 @@ from sortcore.follow import Follower, make_follower
 from sortcore.progress import Track, silent
 from sortcore.recording import Chunk, chunks
 from sortcore.sample import Sample, Whitened
-from sortcore.types import Detections, Motion, Preprocessing, Probe
+from sortcore.types import AT_ONCE_S, Detections, Motion, Preprocessing, Probe
 from sortcore.workers import in_order, over_recording
 
 Look = Callable[[torch.Tensor], Detections]  # the events of x (N, T) whitened
@@ -44,6 +44,11 @@ MOST_BINS = 1500  # of a long recording
 FEWEST_EVENTS = 20  # a time bin
 SCANNED = (0.1, 0.5)  # least and most that is looked at of a recording that is longer than its sample,
 EVENTS_A_BIN = 150  # so that each window of depth has so many
+JUMP_UM = 6.0  # more than this from one time bin to the next,
+JUMP_BINS = 2  # or to the one after it, is a jump,
+AROUND_S = 20.0  # which is timed by what is seen at most so long before and after it
+SUDDEN = 3.0  # nats by which a jump explains them better than steady movement
+BEYOND_UM = 50.0  # of where events are: they might jump there
 
 
 def find_motion(whitened: Whitened, segment_lengths: tuple[int, ...], learned: Preprocessing, sample: Sample, events: Detections,
@@ -57,6 +62,7 @@ def find_motion(whitened: Whitened, segment_lengths: tuple[int, ...], learned: P
     if not config.follow or max(np.ptp(probe.positions_um[probe.shank == s, 1]) for s in np.unique(probe.shank)) < config.least_depth_um:
         return None
     motion, follower, x = None, None, sample.x
+    first: tuple[np.ndarray, ...] = ()  # events as they are seen with the tissue where it is
     unwhitening = np.linalg.pinv(learned.whitening.astype(np.float64)).astype(np.float32)
     share = float(np.clip(EVENTS_A_BIN * n_windows(probe, config) * len(sample.times_s) / learned.whitened_fs
                           / max(len(events), 1) / config.bin_seconds, *SCANNED))
@@ -69,6 +75,7 @@ def find_motion(whitened: Whitened, segment_lengths: tuple[int, ...], learned: P
         else:
             name = f"motion {i + 1} of {config.rounds}"
             seen = scan(whitened, segment_lengths, learned, unwhitening, follower, look, config.bin_seconds, share, track, name)
+        first = first or seen
         more = estimate(*seen, sample.duration_s, probe, config)
         if more is None:
             break
@@ -77,7 +84,7 @@ def find_motion(whitened: Whitened, segment_lengths: tuple[int, ...], learned: P
         if not sample.whole:  # what is left varies slowly
             config = replace(config, bin_seconds=2 * config.bin_seconds)
             share /= 2
-    return follower
+    return None if follower is None else replace(follower, motion=with_jumps_timed(follower.motion, *first))
 
 
 def n_windows(probe: Probe, config: DriftConfig) -> int:
@@ -182,6 +189,64 @@ def corrected(motion: Motion, left: Motion) -> Motion:
     calm = median_filter(left.displacement_um, (RUNNING_BINS, 1), mode="nearest")
     more = np.array([np.interp(motion.times_s, left.times_s, window) for window in calm.T]).T
     return replace(motion, displacement_um=motion.displacement_um + more)
+
+
+def with_jumps_timed(motion: Motion, times_s: np.ndarray, depth_um: np.ndarray, size: np.ndarray) -> Motion:
+    """A motion whose jumps are at the time that explains the events (S,) around them best, not spread over a bin of time or two."""
+    known = np.isfinite(depth_um) & (size > 0)
+    order = np.flatnonzero(known)[np.argsort(times_s[known], kind="stable")]
+    times_s, depth_um, size = times_s[order], depth_um[order], size[order]
+    far = np.abs(np.diff(motion.displacement_um, axis=0)).max(axis=1) > JUMP_UM
+    starts, stops = (np.flatnonzero(np.diff(np.r_[0, far, 0]) == edge) for edge in (1, -1))
+    times, displacement = motion.times_s, motion.displacement_um
+    for a, b in reversed([*zip(starts, stops, strict=True)]):  # from the last one, so that places before it stay
+        around = slice(*np.searchsorted(times_s, [times[a] - AROUND_S, times[b] + AROUND_S]))
+        if b - a > JUMP_BINS or (at := jump_time(motion, int(a), int(b), times_s[around], depth_um[around], size[around])) is None:
+            continue
+        times = np.concatenate([times[: a + 1], at + AT_ONCE_S * np.array([-0.25, 0.25]), times[b:]])
+        displacement = np.concatenate([displacement[: a + 1], displacement[[a, b]], displacement[b:]])
+    return replace(motion, times_s=times, displacement_um=displacement)
+
+
+def jump_time(motion: Motion, a: int, b: int, times_s: np.ndarray, depth_um: np.ndarray, size: np.ndarray) -> float | None:
+    """The time between two of a motion's (a and b) at which the tissue jumped, by events (S,) in order of time: where they lie in tissue
+    is known from those before and after, and each in between is likelier to be there by the one displacement or the other. None where
+    steady movement explains them as well."""
+    start, stop = motion.times_s[a], motion.times_s[b]
+    between = (times_s > start) & (times_s < stop)
+    if between.sum() < FEWEST_EVENTS or (~between).sum() < FEWEST_EVENTS:
+        return None
+    sizes = np.searchsorted(np.quantile(np.log(size), np.linspace(0, 1, SIZES + 1)[1:-1]), np.log(size))
+    home = depth_um - displaced(motion, np.array([np.interp(times_s, motion.times_s, w) for w in motion.displacement_um.T]).T, depth_um)
+    low, n = home.min() - BEYOND_UM, int((np.ptp(home) + 2 * BEYOND_UM) / BLUR_UM) + 1
+    seen = np.zeros((n, SIZES))
+
+    def row(um: np.ndarray) -> np.ndarray:
+        return np.clip(((um - low) / BLUR_UM).astype(int), 0, n - 1)
+
+    np.add.at(seen, (row(home[~between]), sizes[~between]), 1)
+    seen = gaussian_filter(seen, (1, 0.5), mode="constant")
+    log_density = np.log(seen + 0.1 * seen.mean())
+
+    def if_at(home_um: np.ndarray) -> np.ndarray:
+        """Log density of the events in between, were they there in the tissue."""
+        return log_density[row(home_um), sizes][between]
+
+    by_a, by_b = (if_at(depth_um - displaced(motion, motion.displacement_um[[i]], depth_um)) for i in (a, b))
+    ahead = np.r_[0.0, np.cumsum(by_b - by_a)]  # what the events so far gain by a jump before them
+    edges, last = np.r_[start, times_s[between], stop], int(ahead.argmin())
+    if by_a[:last].sum() + by_b[last:].sum() < if_at(home).sum() + SUDDEN:
+        return None
+    return float(np.clip(0.5 * (edges[last] + edges[last + 1]), start + 2 * AT_ONCE_S, stop - 2 * AT_ONCE_S))
+
+
+def displaced(motion: Motion, windows_um: np.ndarray, depth_um: np.ndarray) -> np.ndarray:
+    """(S,) displacement at depths (S,), from that of each window of depth, (S, V) or (1, V)."""
+    windows_um = np.broadcast_to(windows_um, (len(depth_um), windows_um.shape[1]))
+    at = np.interp(depth_um, motion.depths_um, np.arange(len(motion.depths_um)))
+    low, high = at.astype(int), np.minimum(at.astype(int) + 1, len(motion.depths_um) - 1)
+    each = np.arange(len(depth_um))
+    return (1 - at % 1) * windows_um[each, low] + at % 1 * windows_um[each, high]
 
 
 def histograms(bins: np.ndarray, depth_um: np.ndarray, size: np.ndarray, n_bins: int, low: float, high: float,
