@@ -73,9 +73,11 @@ def unit_probability(scores: np.ndarray, threshold: float) -> np.ndarray:
     above = np.maximum(scores - min(threshold, np.quantile(scores, BELOW)), 0.0)
     bins, counts = np.unique((above / BIN).astype(int), return_counts=True)
     x, counts = bins * BIN + BIN / 2, counts.astype(float)
-    start = [float(np.median(above)) + 0.5, float(np.log(mad(above) + 0.3)), 1.0, 0.0]
-    found = minimize(cost, start, args=(x, counts), jac=True, method="L-BFGS-B", bounds=[(None, None), LOG_STD, LOGIT, LOGIT],
-                     options={"ftol": 1e-6}).x
+    spread = float(np.log(mad(above) + 0.3))
+    starts = ([float(np.median(above)) + 0.5, spread, 1.0, 0.0], [float(np.quantile(above, 0.9)), 0.0, 0.0, 0.0])  # mostly its own, or not
+    descents = [minimize(cost, start, args=(x, counts), jac=True, method="L-BFGS-B", bounds=[(None, None), LOG_STD, LOGIT, LOGIT],
+                         options={"ftol": 1e-6}) for start in starts]
+    found = min(descents, key=lambda descent: float(descent.fun)).x
     mean, std = found[0], np.exp(found[1])
     if mean < std:  # hardly above the threshold: the two look alike
         return sure
