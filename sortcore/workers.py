@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -74,9 +75,16 @@ _spread: ContextVar[InOrder] = ContextVar("spread", default=threads_here)
 def over_recording(function: Callable[[Item], Out], items: Sequence[Item], /) -> Iterator[Out]:
     """As `in_order`, for pieces of a recording: on other machines, where `spread_by` says so.
 
-    There function and items are copies, so what they change is lost; what they return is not.
+    There function and items are copies, so what they change is lost; what they return is not. What function does over a
+    recording itself stays where function is, with however many workers.
     """
-    return spread_now()(function, items)
+    return spread_now()(partial(where_it_is, function), items)
+
+
+def where_it_is(function: Callable[[Item], Out], item: Item) -> Out:
+    """function(item), with threads here for all that it does over a recording."""
+    with spread_by(threads_here):
+        return function(item)
 
 
 def spread_now() -> InOrder:

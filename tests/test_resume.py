@@ -28,7 +28,7 @@ from sortcore.recording import array_recording, binary_recording
 from sortcore.simulate import Simulation, simulate
 from sortcore.steps import Form, Steps, digest, fingerprint, kept_in_parts
 from sortcore.types import Motion, Probe, SortingResult
-from sortcore.workers import InOrder, one_thread_each
+from sortcore.workers import InOrder, one_thread_each, over_recording, spread_by, spread_now
 
 STAGES = ("noise", "detect", "drift", "initialize", "fit", "deconvolve")
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,6 +136,20 @@ def test_a_pass_is_kept_in_parts_and_the_next_pass_apart(tmp_path: Path) -> None
         assert [tuple(map(len, arrays)) for arrays in found] == [(i % 3, i % 3) for i in range(8)]
         assert [(a.dtype, b.tolist()) for a, b in found] == [(np.float32, [i] * (i % 3)) for i in range(8)]
     assert len(asked) == 17
+
+
+@pytest.mark.parametrize("cores", ["1", "2"])
+def test_only_the_outer_pass_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: str) -> None:
+    """With one core both are done by one thread; passes within a pass were once kept in its place, under numbers that shift."""
+    monkeypatch.setenv("OMP_NUM_THREADS", cores)
+
+    def outer(i: int) -> list[np.ndarray]:
+        return [np.concatenate(list(over_recording(lambda j: np.full(1, 10 * i + j), range(3))))]
+
+    with spread_by(kept_in_parts(tmp_path, lambda *arrays: arrays, spread_now(), 0.0)):
+        found = list(over_recording(outer, range(4)))
+    assert [a.tolist() for (a,) in found] == [[10 * i + j for j in range(3)] for i in range(4)]
+    assert [p.name for p in tmp_path.iterdir()] == ["0-4"]
 
 
 # settings and content
