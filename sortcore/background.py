@@ -72,18 +72,22 @@ def unit_probability(scores: np.ndarray, threshold: float) -> np.ndarray:
         return sure
     above = np.maximum(scores - min(threshold, np.quantile(scores, BELOW)), 0.0)
     bins, counts = np.unique((above / BIN).astype(int), return_counts=True)
-    x, counts = bins * BIN + BIN / 2, counts.astype(float)
-    spread = float(np.log(mad(above) + 0.3))
-    starts = ([float(np.median(above)) + 0.5, spread, 1.0, 0.0], [float(np.quantile(above, 0.9)), 0.0, 0.0, 0.0])  # mostly its own, or not
-    descents = [minimize(cost, start, args=(x, counts), jac=True, method="L-BFGS-B", bounds=[(None, None), LOG_STD, LOGIT, LOGIT],
-                         options={"ftol": 1e-6}) for start in starts]
-    found = min(descents, key=lambda descent: float(descent.fun)).x
+    mostly_its_own = [float(np.median(above)) + 0.5, float(np.log(mad(above) + 0.3)), 1.0, 0.0]
+    mostly_not = [float(np.quantile(above, 0.9)), 0.0, 0.0, 0.0]
+    found = likeliest(bins * BIN + BIN / 2, counts.astype(float), [mostly_its_own, mostly_not])
     mean, std = found[0], np.exp(found[1])
     if mean < std:  # hardly above the threshold: the two look alike
         return sure
     itself, background = log_parts(above, found)
     probability = np.where(above > mean, 1.0, expit(itself - background))
     return probability if (probability > 0.5).mean() > LEAST_OWN else sure
+
+
+def likeliest(x: np.ndarray, counts: np.ndarray, starts: list[list[float]]) -> np.ndarray:
+    """q (4,) of `log_parts` that explains so many scores (n,) at x (n,) best, of what is reached from each start (4,)."""
+    descents = [minimize(cost, start, args=(x, counts), jac=True, method="L-BFGS-B", bounds=[(None, None), LOG_STD, LOGIT, LOGIT],
+                         options={"ftol": 1e-6}) for start in starts]
+    return min(descents, key=lambda descent: float(descent.fun)).x
 
 
 def with_bursts(probability: np.ndarray, samples: np.ndarray, fs: float) -> np.ndarray:

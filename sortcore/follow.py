@@ -128,10 +128,10 @@ class Follower:
             sure = np.abs(along) < 4 * OFF_UM * size  # and no collision
             sure &= often_visited(g.there.knots, rows) & ~jumping(motion, times, at)
             along -= size * off_mean(g.there.knots, motion.over(times, at))  # what the motion says already
-            share = np.interp(at, motion.depths_um, np.arange(windows))
-            for v, u in ((int(share), 1 - share % 1), (min(int(share) + 1, windows - 1), share % 1)):
-                np.add.at(total[:, v], rows[sure], u * along[sure])
-                np.add.at(weight[:, v], rows[sure], u * size[sure])
+            above, below, share = motion.beside(at)
+            for v, u in ((above, 1 - share), (below, share)):
+                np.add.at(total, (rows[sure], v), u * along[sure])
+                np.add.at(weight, (rows[sure], v), u * size[sure])
         return replace(self, motion=replace(motion, displacement_um=motion.displacement_um + total / weight))
 
     def at_knots(self, there: Displaced, channels: np.ndarray, mean: np.ndarray) -> np.ndarray:

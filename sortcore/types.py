@@ -126,6 +126,18 @@ class Motion:
         here = [np.interp(depth_um, self.depths_um, now) for now in self.displacement_um]
         return np.interp(times_s, self.times_s, here)
 
+    def each(self, times_s: np.ndarray, depths_um: np.ndarray) -> np.ndarray:
+        """(S,) displacement at times (S,), each at a depth of its own (S,)."""
+        now = np.array([np.interp(times_s, self.times_s, window) for window in self.displacement_um.T])
+        above, below, share = self.beside(depths_um)
+        return (1 - share) * np.take_along_axis(now, above[None], 0)[0] + share * np.take_along_axis(now, below[None], 0)[0]
+
+    def beside(self, depths_um: float | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The two of `depths_um` that each depth (of any shape) lies between, and the share of the second in its displacement."""
+        at = np.asarray(np.interp(depths_um, self.depths_um, np.arange(len(self.depths_um))))
+        first = at.astype(int)
+        return first, np.minimum(first + 1, len(self.depths_um) - 1), at % 1
+
     @property
     def jumps_s(self) -> np.ndarray:
         """(J,) times at which the tissue jumps: two of `times_s` lie at either side of it, `AT_ONCE_S` apart at most."""

@@ -75,6 +75,8 @@ def find_motion(whitened: Whitened, segment_lengths: tuple[int, ...], learned: P
         else:
             name = f"motion {i + 1} of {config.rounds}"
             seen = scan(whitened, segment_lengths, learned, unwhitening, follower, look, config.bin_seconds, share, track, name)
+        known = np.isfinite(seen[1]) & (seen[2] > 0)  # at the ends of the sample they are not
+        seen = tuple(array[known] for array in seen)
         first = first or seen
         more = estimate(*seen, sample.duration_s, probe, config)
         if more is None:
@@ -155,8 +157,6 @@ def located(sizes: np.ndarray, depths_um: np.ndarray, profiles: np.ndarray) -> n
 def estimate(times_s: np.ndarray, depth_um: np.ndarray, size: np.ndarray, duration_s: float, probe: Probe,
              config: DriftConfig) -> Motion | None:
     """The motion that events at times, depths and sizes (S,) tell of; None where it is too little to follow."""
-    known = np.isfinite(depth_um) & (size > 0)
-    times_s, depth_um, size = times_s[known], depth_um[known], size[known]
     low, high = probe.positions_um[:, 1].min(), probe.positions_um[:, 1].max()
     n_bins = min(int(duration_s / config.bin_seconds), MOST_BINS)
     if n_bins < 3 or len(times_s) < FEWEST_EVENTS * n_bins:
@@ -193,8 +193,7 @@ def corrected(motion: Motion, left: Motion) -> Motion:
 
 def with_jumps_timed(motion: Motion, times_s: np.ndarray, depth_um: np.ndarray, size: np.ndarray) -> Motion:
     """A motion whose jumps are at the time that explains the events (S,) around them best, not spread over a bin of time or two."""
-    known = np.isfinite(depth_um) & (size > 0)
-    order = np.flatnonzero(known)[np.argsort(times_s[known], kind="stable")]
+    order = np.argsort(times_s, kind="stable")
     times_s, depth_um, size = times_s[order], depth_um[order], size[order]
     far = np.abs(np.diff(motion.displacement_um, axis=0)).max(axis=1) > JUMP_UM
     starts, stops = (np.flatnonzero(np.diff(np.r_[0, far, 0]) == edge) for edge in (1, -1))
@@ -217,7 +216,7 @@ def jump_time(motion: Motion, a: int, b: int, times_s: np.ndarray, depth_um: np.
     if between.sum() < FEWEST_EVENTS or (~between).sum() < FEWEST_EVENTS:
         return None
     sizes = np.searchsorted(np.quantile(np.log(size), np.linspace(0, 1, SIZES + 1)[1:-1]), np.log(size))
-    home = depth_um - displaced(motion, np.array([np.interp(times_s, motion.times_s, w) for w in motion.displacement_um.T]).T, depth_um)
+    home = depth_um - motion.each(times_s, depth_um)
     low, n = home.min() - BEYOND_UM, int((np.ptp(home) + 2 * BEYOND_UM) / BLUR_UM) + 1
     seen = np.zeros((n, SIZES))
 
@@ -232,21 +231,12 @@ def jump_time(motion: Motion, a: int, b: int, times_s: np.ndarray, depth_um: np.
         """Log density of the events in between, were they there in the tissue."""
         return log_density[row(home_um), sizes][between]
 
-    by_a, by_b = (if_at(depth_um - displaced(motion, motion.displacement_um[[i]], depth_um)) for i in (a, b))
+    by_a, by_b = (if_at(depth_um - motion.at(motion.times_s[i], depth_um)) for i in (a, b))
     ahead = np.r_[0.0, np.cumsum(by_b - by_a)]  # what the events so far gain by a jump before them
     edges, last = np.r_[start, times_s[between], stop], int(ahead.argmin())
     if by_a[:last].sum() + by_b[last:].sum() < if_at(home).sum() + SUDDEN:
         return None
     return float(np.clip(0.5 * (edges[last] + edges[last + 1]), start + 2 * AT_ONCE_S, stop - 2 * AT_ONCE_S))
-
-
-def displaced(motion: Motion, windows_um: np.ndarray, depth_um: np.ndarray) -> np.ndarray:
-    """(S,) displacement at depths (S,), from that of each window of depth, (S, V) or (1, V)."""
-    windows_um = np.broadcast_to(windows_um, (len(depth_um), windows_um.shape[1]))
-    at = np.interp(depth_um, motion.depths_um, np.arange(len(motion.depths_um)))
-    low, high = at.astype(int), np.minimum(at.astype(int) + 1, len(motion.depths_um) - 1)
-    each = np.arange(len(depth_um))
-    return (1 - at % 1) * windows_um[each, low] + at % 1 * windows_um[each, high]
 
 
 def histograms(bins: np.ndarray, depth_um: np.ndarray, size: np.ndarray, n_bins: int, low: float, high: float,

@@ -159,7 +159,7 @@ def run_sweep(x: torch.Tensor, matcher: Matcher | MovingMatcher, probe: Probe, f
         prior = float(log_prior(now, mine).sum())
         return replace(mine, samples=mine.samples + low), knots, features, -0.5 * float(torch.linalg.vector_norm(own)) ** 2, prior
 
-    jumps = np.zeros(0, int) if follower is None else np.searchsorted(follower.times_s, follower.motion.jumps_s)
+    jumps = np.zeros(0, int) if follower is None else np.searchsorted(follower.times_s, matcher.jumps_s)
     pieces = list(cut(chunks((n,), max(pursuit.chunk_samples(fs, len(x)), 20 * d)), jumps))
     parts, knots, features, fits, priors = zip(*track(in_order(pursue, pieces), stage, len(pieces)), strict=True)
     return Sweep(Spikes.concatenate(list(parts)), np.concatenate(knots), np.concatenate(features), channels, sum(fits) + sum(priors), rest)
