@@ -42,12 +42,12 @@ def none_gone(spikes: Any, used: Any, snr: np.ndarray, *_: Any) -> np.ndarray:
     return np.zeros(len(snr), bool)
 
 
+def all_own(spikes: Any, *_: Any) -> np.ndarray:
+    return np.ones(len(spikes), bool)
+
+
 def none_left(spikes: Any, *_: Any) -> np.ndarray:
     return np.zeros(len(spikes), bool)
-
-
-def all_sure(spikes: Any, *_: Any) -> np.ndarray:
-    return np.ones(len(spikes))
 
 
 def plain(follower: Any, there: Any, channels: np.ndarray) -> np.ndarray:
@@ -86,7 +86,7 @@ IDEAS: dict[str, tuple[str, str, Any] | list[tuple[str, str, Any]]] = {
     "units that the others do without left out": [("sortcore.ephys.fit", "needed", first)],
     "background left out": ("curate", "min_probability", 0.0),
     "small spikes of bursts told from background": [("sortcore.background", "with_bursts", first)],
-    "last waveforms learned without background": [("sortcore.ephys.fit", "background", SimpleNamespace(probability=all_sure))],
+    "last waveforms learned without background": [("sortcore.ephys.fit", "background", SimpleNamespace(own=all_own))],
     "rests of larger spikes left out": [("sortcore.background", "leftover", none_left)],
     "evidence for a unit": ("curate", "min_evidence", 0.0),
 }

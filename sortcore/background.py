@@ -22,6 +22,7 @@ from scipy.special import expit
 
 from sortcore.matching import Matcher
 from sortcore.numerics import mad
+from sortcore.pursuit import pair_of
 from sortcore.types import Spikes
 from sortcore.workers import in_order
 
@@ -36,6 +37,7 @@ LOG_STD = (-2.0, 4.0)
 LOGIT = (-20.0, 20.0)
 LEFTOVER_MS = 0.7  # of a spike at least LARGER times as large, in which
 LARGER = 2.0
+FEWEST_ALONE = 5  # spikes beside none larger, that tell their unit's size
 SMALL = 0.5  # of its unit's median, and
 OUTLYING = 4.0  # standard deviations below it, a spike is what the larger one left behind
 BURST_MS = (1.5, 15.0)  # a spike of a burst is so much later than the one before
@@ -46,7 +48,7 @@ def own(spikes: Spikes, matcher: Matcher, fs: float, least: float) -> np.ndarray
     """(S,) whether each spike, in order of time, is its unit's own: at least so probable, and no leftover of a larger spike."""
     kept = np.flatnonzero(probability(spikes, matcher, fs) >= least)
     out = np.zeros(len(spikes), bool)
-    out[kept] = ~leftover(spikes.select(kept), fs)
+    out[kept] = ~leftover(spikes.select(kept), matcher, fs)
     return out
 
 
@@ -154,29 +156,40 @@ def falloff(logit):
     return TAU[0] + (TAU[1] - TAU[0]) / (1 + np.exp(-logit))
 
 
-def leftover(spikes: Spikes, fs: float) -> np.ndarray:
-    """(S,) whether each spike is a rest of a much larger one beside it: far smaller than its unit's are, and beside spikes of that
-    larger unit more often than two cells' would be by chance."""
+def leftover(spikes: Spikes, matcher: Matcher, fs: float) -> np.ndarray:
+    """(S,) whether each spike, in order of time, is a rest of a much larger one beside it: far smaller than its unit's are, and beside
+    spikes of that larger unit more often than two cells' would be by chance. How large its unit's are is told by those beside none: a
+    unit that seldom fires may be taken for a larger one's rests more often than it fires."""
     out, near = np.zeros(len(spikes), bool), int(LEFTOVER_MS * fs / 1000)
-    groups = spikes.by_unit(int(spikes.units.max(initial=-1)) + 1)
+    groups = spikes.by_unit(len(matcher.amp_mean))
     per_sample = 1 / max(1, int(spikes.samples[-1] - spikes.samples[0])) if len(spikes) else 0.0
+    beside = larger_beside(spikes.samples, spikes.units, spikes.amplitudes, matcher.first, matcher.other, near)
     for group in groups:
-        size = spikes.amplitudes[group]
         if len(group) < FEWEST // 2:
             continue
-        median = float(np.median(size))
-        spread = max(float(mad(size)), 1.0)
-        small = group[size < min(median - OUTLYING * spread, SMALL * median)]
-        beside = np.array([largest_near(spikes, i, near) for i in small], np.int64)
-        for larger in np.unique(beside[beside >= 0]):
-            by_chance = len(group) * len(groups[larger]) * (2 * near + 1) * per_sample
-            mine = small[beside == larger]
-            out[mine] = len(mine) > 2 * by_chance + 3
+        size, larger = spikes.amplitudes[group], beside[group]
+        alone = size[larger < 0] if (larger < 0).sum() > FEWEST_ALONE else size
+        median, spread = float(np.median(alone)), max(float(mad(alone)), 1.0)
+        small = size < min(median - OUTLYING * spread, SMALL * median)
+        for unit in np.unique(larger[small & (larger >= 0)]):
+            by_chance = len(group) * len(groups[unit]) * (2 * near + 1) * per_sample
+            mine = small & (larger == unit)
+            out[group[mine]] = mine.sum() > 2 * by_chance + 3
     return out
 
 
-def largest_near(spikes: Spikes, i: int, near: int) -> int:
-    """The unit of the largest spike within `near` samples of spike i, -1 where none is LARGER times as large."""
-    low, high = np.searchsorted(spikes.samples, spikes.samples[i] + [-near, near + 1])
-    top = low + int(spikes.amplitudes[low:high].argmax())
-    return int(spikes.units[top]) if spikes.amplitudes[top] > LARGER * spikes.amplitudes[i] else -1
+@numba.njit(cache=True, nogil=True)
+def larger_beside(samples, units, amplitudes, first, other, near):
+    """(S,) the unit of the largest spike within `near` samples of each that shares a channel with it, -1 where none is LARGER times as
+    large."""
+    out = np.full(len(samples), -1)
+    low = 0
+    for i in range(len(samples)):
+        while samples[low] < samples[i] - near:
+            low += 1
+        j, largest = low, LARGER * amplitudes[i]
+        while j < len(samples) and samples[j] <= samples[i] + near:
+            if amplitudes[j] > largest and pair_of(first, other, units[i], units[j]) >= 0:
+                largest, out[i] = amplitudes[j], units[j]
+            j += 1
+    return out

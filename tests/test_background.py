@@ -1,11 +1,25 @@
 """Background beside a unit's spikes is told from them, and nothing is taken from units that have none."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.special import expit, log_ndtr
 from scipy.stats import norm, truncnorm
 
-from sortcore.background import TAU, cost, leftover, log_normal_below, log_parts, log_unit, own, probability, unit_probability, with_bursts
+from sortcore.background import (
+    TAU,
+    cost,
+    larger_beside,
+    leftover,
+    log_normal_below,
+    log_parts,
+    log_unit,
+    own,
+    probability,
+    unit_probability,
+    with_bursts,
+)
 from sortcore.matching import prepare
 from sortcore.numerics import unit_norm
 from sortcore.types import Priors, Spikes
@@ -152,22 +166,50 @@ def test_scores_are_found_again_from_shrunk_amplitudes():
     found = probability(spikes, matcher, FS) > 0.5
     assert (found[: len(scores)] == true).mean() > 0.96
     assert found[len(scores) :].all()
-    assert np.array_equal(own(spikes, matcher, FS, 0.5), found & ~leftover(spikes, FS))
+    assert np.array_equal(own(spikes, matcher, FS, 0.5), found & ~leftover(spikes, matcher, FS))
 
 
 def test_what_a_larger_spike_leaves_is_no_spike():
     rng = np.random.default_rng(5)
+    matcher = matcher_of(rng, [90.0, 30.0])
     times = np.arange(1, 201) * 3000
     large, small = np.full(200, 90.0), rng.normal(30, 2, 200)
     units = np.repeat([0, 1, 1], [200, 200, 200])
     rests = spikes_of(np.r_[times, times + 1500, times[:40] + 6], units[:440], np.r_[large, small, np.full(40, 11.0)])
-    assert rests.amplitudes[leftover(rests, FS)].tolist() == [11.0] * 40
+    assert rests.amplitudes[leftover(rests, matcher, FS)].tolist() == [11.0] * 40
     few = spikes_of(np.r_[times, times + 1500, times[:2] + 6], units[:402], np.r_[large, small, np.full(2, 11.0)])
-    assert not leftover(few, FS).any(), "a collision or two may make a spike look small"
+    assert not leftover(few, matcher, FS).any(), "a collision or two may make a spike look small"
     bursting = spikes_of(np.r_[times, times + 1500, times + 1620], units, np.r_[large, small, small / 2])
-    assert not leftover(bursting, FS).any()
+    assert not leftover(bursting, matcher, FS).any()
     colliding = spikes_of(np.r_[times, times + 6], units[:400], np.r_[large, small])
-    assert not leftover(colliding, FS).any()
+    assert not leftover(colliding, matcher, FS).any()
+    seldom = spikes_of(np.r_[times, times[:20] + 1500, times + 6], np.repeat([0, 1, 1], [200, 20, 200]),
+                       np.r_[large, small[:20], np.full(200, 11.0)])
+    assert (seldom.amplitudes[leftover(seldom, matcher, FS)] == 11).sum() == 200, "most of a unit's spikes may be another's rests"
+
+
+def test_what_lies_on_other_channels_leaves_nothing():
+    rng = np.random.default_rng(6)
+    times, matcher = np.arange(1, 201) * 3000, matcher_of(rng, [90.0, 30.0])
+    spikes = spikes_of(np.r_[times, times + 1500, times[:40] + 6], np.repeat([0, 1, 1], [200, 200, 40]),
+                       np.r_[np.full(200, 90.0), np.full(200, 30.0), np.full(40, 11.0)])
+    apart = replace(matcher, first=np.array([0, 1, 2]), other=np.array([0, 1]))
+    assert leftover(spikes, matcher, FS).sum() == 40
+    assert not leftover(spikes, apart, FS).any()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_larger_spike_beside_is_that_of_the_plain_search(seed):
+    rng = np.random.default_rng(seed)
+    shares = rng.random((6, 6)) < 0.6
+    shares |= shares.T | np.eye(6, dtype=bool)
+    first, other = np.r_[0, np.cumsum(shares.sum(axis=1))], np.nonzero(shares)[1]
+    spikes = spikes_of(np.sort(rng.integers(0, 3000, 300)), rng.integers(0, 6, 300), rng.uniform(1, 20, 300).astype(np.float32))
+    expected = []
+    for t, k, a in zip(spikes.samples, spikes.units, spikes.amplitudes, strict=True):
+        near = (abs(spikes.samples - t) <= 12) & shares[k][spikes.units] & (spikes.amplitudes > 2 * a)
+        expected.append(spikes.units[near][spikes.amplitudes[near].argmax()] if near.any() else -1)
+    assert larger_beside(spikes.samples, spikes.units, spikes.amplitudes, first, other, 12).tolist() == expected
 
 
 def test_no_spikes():

@@ -197,8 +197,9 @@ def needed(sweep: Sweep, x: torch.Tensor, matcher: Matcher | MovingMatcher, fs: 
 
 
 def without_background(sweep: Sweep, matcher: Matcher, fs: float) -> Sweep:
-    """A sweep of those spikes only that are more probably their unit's than background, which would blur its waveform."""
-    return sweep.select(background.probability(sweep.spikes, matcher, fs) > 0.5)
+    """A sweep of those spikes only that are more probably their unit's than background or what larger ones leave, which would blur its
+    waveform."""
+    return sweep.select(background.own(sweep.spikes, matcher, fs, 0.5))
 
 
 def at_one_place(starts: np.ndarray, matcher: Matcher | MovingMatcher, follower: Follower | None) -> list[np.ndarray]:
